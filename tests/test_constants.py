@@ -14,7 +14,7 @@ SAME = (
     ("lanes/elsewhere.pxi", "SIX_GROUPS", "engines.one_factor.problem", "SIX"),
     ("lanes/elsewhere.pxi", "REGULAR", "engines.one_factor.problem", "REGULAR"),
     ("lanes/elsewhere.pxi", "DOMINATED", "engines.one_factor.problem", "DOMINATED"),
-    ("lanes/elsewhere.pxi", "TELLING", "estimation.many.search", "TELLING"),
+    ("lanes/elsewhere.pxi", "TELLING", "engines.one_factor.problem", "TELLING"),
     ("lanes/elsewhere.pxi", "NEAR_BOUNDARY", "estimation.search", "NEAR_BOUNDARY"),
     ("lanes/closer.pxi", "EQUAL", "estimation.many.search", "EQUAL"),
     ("lanes/screen.pxi", "SIDE_BY_SIDE", "estimation.many.search", "EIGHT"),

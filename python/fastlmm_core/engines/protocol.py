@@ -145,6 +145,8 @@ class Elsewhere(NamedTuple):
         share a factor.
     beside : bool
         Search from points beside a minimum that lies on the boundary or near it, too.
+    foremost : (count, q) array, optional
+        Directions along some of which the effects may not vary at a minimum.
     """
 
     kind: Literal["search", "nothing", "unasked"] = "search"
@@ -153,6 +155,7 @@ class Elsewhere(NamedTuple):
     always: bool = False
     relaxed: Callable[[], Relaxed | None] | None = None
     beside: bool = False
+    foremost: Array | None = None
 
 
 UNASKED = Elsewhere("unasked")

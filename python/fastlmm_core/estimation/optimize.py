@@ -573,12 +573,12 @@ def _elsewhere(
     if scout is None:
         effort = EASY if criterion.costly else elsewhere.effort
         known = (best.value if best.converged else inf, best.theta)
-        found = search(criterion, structure, unit, known, effort, relaxed, elsewhere.beside)
+        found = search(criterion, structure, unit, known, effort, relaxed, elsewhere.beside, elsewhere.foremost)
         limit = best.value + REPORTED if best.converged else inf
     else:
         scout.reml = criterion.reml
         known = descend(scout, structure, best.theta) or (inf, best.theta)
-        found = search(scout, structure, unit, known, elsewhere.effort, relaxed)
+        found = search(scout, structure, unit, known, elsewhere.effort, relaxed, foremost=elsewhere.foremost)
         limit = known[0] + PILOT_UNITS if best.converged else inf
     return found, [theta for value, theta in found.minima if value <= limit]
 

@@ -9,7 +9,7 @@ lie close together, all valleys and the lowest points are descended from.
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import product
+from itertools import combinations, product
 from math import isfinite
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CLOSE_SPREAD", "CLOSE_VALLEYS", "DESCENTS", "EVEN", "LOWEST_POINTS", "NARROWED", "NEAR", "NEAR_BOUNDARY", "SPREAD",
     "VANISHING", "Found", "Points", "close_points", "descend", "nearest", "screen_of", "search", "spread_points",
+    "starts_without",
 ]  # fmt: skip
 
 
@@ -64,6 +65,10 @@ NEAR_BOUNDARY = 4.0
 EVEN = (2.0, 17.0)
 """Standard deviations, equal in every direction, from which a search starts where the known minimum has next to none in
 one: about those of ordinary data, and in the middle of the screen on a logarithmic scale."""
+
+WITHOUT = (300.0, 30.0)
+"""Standard deviations, equal in every other direction, from which a search starts without variance along one or two:
+the first, and of two directions also the other."""
 
 CLOSE_VALLEYS = 28
 """Valleys of a screen of close points from which a search starts at most."""
@@ -115,6 +120,7 @@ def search(
     effort: int,
     relaxed: Relaxed | None = None,
     beside: bool = False,
+    foremost: Array | None = None,
 ) -> Found:
     """Other minima of a criterion.
 
@@ -133,6 +139,8 @@ def search(
         Of the same data: its minimum is where another search starts.
     beside : bool
         Whether searches start beside a minimum that lies on the boundary, or next to it, whatever the screen says.
+    foremost : (count, q) array, optional
+        Directions along which effects may not vary, see `starts_without`.
 
     Returns
     -------
@@ -158,6 +166,8 @@ def search(
         # the only way into a valley must not lead out of it again by a long step
         radius = FIRST_STEP * float(np.linalg.norm(thetas[i])) if joined else 1.0
         _add(minima, structure, unit, descend(criterion, structure, thetas[i], radius))
+    for start in () if foremost is None else starts_without(structure, unit, foremost):
+        _add(minima, structure, unit, descend(criterion, structure, start))
     if relaxed is not None:
         relaxed.engine.reml = criterion.reml
         theta = _relaxed_minimum(relaxed, structure, unit, known[1])
@@ -261,6 +271,22 @@ def _beside_boundary(criterion: LinearEngine, structure: CovarianceStructure, un
             return []
     starts = _narrowed(structure, unit, theta) if inside else []
     return starts + [structure.theta(np.diag(size * unit)) for size in EVEN]
+
+
+def starts_without(structure: CovarianceStructure, unit: Array, directions: Array) -> list[Array]:
+    """Theta where effects hardly vary along each of some directions (count, q), and along each two of them.
+
+    Where single rows tell much more than others, those of a direction along which G^ is small, z'G^ z = 0, have no part
+    in log|V|, and a minimum may lie there whatever the rest of the data says; no screen hits such directions by chance.
+    """
+    single = [(directions[[i]], WITHOUT[0]) for i in range(len(directions))]
+    pairs = [(directions[[i, j]], size) for size in WITHOUT for i, j in combinations(range(len(directions)), 2)]
+    out = []
+    for rows, size in single + pairs:
+        base = np.linalg.qr(rows.T)[0]
+        factor = size * np.eye(structure.q) - (size - VANISHING) * base @ base.T
+        out.append(structure.theta(structure.canonical(factor * unit[:, None])))
+    return out
 
 
 def _leads_to(criterion: LinearEngine, value: float, theta: Array, minimum: tuple[float, Array]) -> bool:

@@ -266,6 +266,8 @@ class BatchScreen(NamedTuple):
 
     thetas: Array
     """(n_points, n_par)."""
+    always: Array
+    """(., n_par) other points from which searches start, whatever the values are."""
     pattern: Int64
     """(n_patterns,) patterns that are screened."""
     n_columns: int

@@ -53,6 +53,12 @@ DOMINATED = 0.28
 it: a half for normal errors alone, a third for normal effects.  The criterion may then have several minima although the
 groups are alike."""
 
+TELLING = 0.5
+"""Share of the groups that their information on the effects is worth where they tell alike, see lanes/regular.pxi."""
+
+FOREMOST, ANOTHER = 4, 0.75
+"""Directions of which single groups tell most, and the square of the cosine of two of them at most."""
+
 
 class OneFactorProblem(NamedTuple):
     """A conditioned problem and the way back to the caller's units.
@@ -241,13 +247,35 @@ class OneFactorProblem(NamedTuple):
 
         As many as there are where all tell the same of every effect.
         """
+        A, count = self._information()
+        traces, squares = np.trace(A, axis1=2, axis2=3), (A * A).sum(axis=(2, 3))
+        return float((count * traces).sum() ** 2 / (self.structure.q * (count * squares).sum()))
+
+    def _information(self) -> tuple[Array, Array]:
+        """A_i = Z_i'Z_i (blocks, lanes, q, q), and how many groups have each."""
         q = self.structure.q
         R = np.zeros((len(self.packed), self.packed.shape[2], q, q))
         R[:, :, *np.triu_indices(q)] = self.packed[:, : q * (q + 1) // 2].transpose(0, 2, 1)
-        A = R.swapaxes(2, 3) @ R
-        count = self.packed[:, -1]
-        traces, squares = np.trace(A, axis1=2, axis2=3), (A * A).sum(axis=(2, 3))
-        return float((count * traces).sum() ** 2 / (q * (count * squares).sum()))
+        return R.swapaxes(2, 3) @ R, self.packed[:, -1]
+
+    @property
+    def foremost(self) -> Array:
+        """Directions of three or more effects (count, q) of which single groups tell most; none where groups tell alike.
+
+        Minima lie where effects do not vary along some of them: the rows that tell most then have no part in log|V|.
+        """
+        q = self.structure.q
+        found: list[Array] = []
+        if q < 3 or not self.telling < TELLING * self.m:
+            return np.zeros((0, q))
+        sizes, axes = np.linalg.eigh(self._information()[0].reshape(-1, q, q))
+        for i in np.argsort(-sizes[:, -1], kind="stable"):
+            axis = axes[i, :, -1]
+            if sizes[i, -1] > 0.0 and all(float(axis @ other) ** 2 < ANOTHER for other in found):
+                found.append(axis)
+            if len(found) == FOREMOST:
+                break
+        return np.array(found).reshape(-1, q)
 
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
@@ -268,7 +296,9 @@ class OneFactorProblem(NamedTuple):
             return Elsewhere("search", EASY, scout, beside=self.m < ENOUGH * q)
         not_many = few_groups(self.levels / 4.0)
         few = worth < DOMINATED * ENOUGH * q or (not_many and (few_groups(self.levels) or self.telling < ENOUGH * q))
-        return Elsewhere("search", HARD if few else CAREFUL if not_many else ORDINARY, scout)
+        if few:
+            return Elsewhere("search", HARD, scout, foremost=self.foremost)
+        return Elsewhere("search", CAREFUL if not_many else ORDINARY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:
         """The criterion where all effects are correlated, of all groups or as many as a scout has."""

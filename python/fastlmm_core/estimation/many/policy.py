@@ -515,7 +515,11 @@ def _fit_together(
     places, responses = places[order], responses[order]
     descend = partial(_descend, cast("Sided", shared), Y, into, first, more)
     before = into.criterion[first : first + len(Y)].copy()
-    ended = descend(responses, screen.thetas[chosen[responses, places]])
+    starts = screen.thetas[chosen[responses, places]]
+    if not several:
+        responses = np.concatenate([responses, np.tile(some, len(screen.always))])
+        starts = np.concatenate([starts, np.repeat(screen.always, len(some), axis=0)])
+    ended = descend(responses, starts)
     if several:
         from .correlated_lanes import further_starts
 

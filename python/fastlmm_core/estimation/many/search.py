@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from ... import kernels
-from ...engines.one_factor.problem import DOMINATED, SIX, OneFactorProblem, one_factor
+from ...engines.one_factor.problem import DOMINATED, SIX, TELLING, OneFactorProblem, one_factor
 from ...engines.protocol import CAREFUL, HARD, ORDINARY, linear_engine, linear_problem
 from ...engines.starts import ENOUGH, few_groups
 from ...kernels.records import BatchPatterns, BatchScreen
@@ -30,6 +30,7 @@ from ..search import (
     close_points,
     nearest,
     screen_of,
+    starts_without,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -57,9 +58,6 @@ WIDE = (4, 12, 16)
 MANY = 0.1
 """Share of the groups that the variation is worth where it is that of many groups: a third for normal effects, a half
 for normal errors alone, a few hundredths where some groups make up most of it."""
-
-TELLING = 0.5
-"""Share of the groups that their information on the effects is worth where they tell alike, see lanes/regular.pxi."""
 
 EIGHT = 8
 """Rows of a table that lie side by side."""
@@ -194,8 +192,10 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         neighbours = points.neighbours
     else:
         neighbours = nearest(factors / unit[:, None], WIDE[min(q, 3) - 1] if apart_only else near)
+    without = starts_without(structure, unit, problem.foremost) if effort == HARD and structure.one_full else []
     return BatchScreen(
         thetas=thetas,
+        always=np.array(without).reshape(-1, thetas.shape[1]),
         pattern=chosen.astype(np.int64),
         n_columns=len(columns),
         apart=bool((sizes[chosen] == 1).all()),
