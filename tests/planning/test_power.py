@@ -441,6 +441,8 @@ def test_simulations_one_by_one_are_parts_of_one_stream(monkeypatch, method):
     found = power(plan, "x", n_sim=7, seed=2, method=method)
     monkeypatch.setattr(studies, "HELD", 2 * len(data["g"]))
     np.testing.assert_array_equal(power(plan, "x", n_sim=7, seed=2, method=method).pvalues, found.pvalues)
+    later = power(plan, "x", n_sim=4, seed=2, method=method, first=3)
+    np.testing.assert_array_equal(later.pvalues, found.pvalues[3:])
 
 
 def test_target_at_a_value_is_that_value():
