@@ -256,6 +256,31 @@ def test_few_groups_and_digits_that_sums_lose_are_left_to_single_fits(rng):
         np.testing.assert_array_equal(result.params[k], one.params)
 
 
+def test_what_single_fits_have_found_is_kept_in_parts_put_together(rng):
+    y, X, Z, groups, each, _ = problems(rng, 8, 1, sizes=(3, 4), rows=(8, 9))
+    y[each == 4] = 3.0
+    result = flc.fit_each(y, X, Z, groups, each)
+    assert not result.by_lanes.any() and list(result.reasons) == [4]
+    assert np.flatnonzero(result.singular).tolist() == [
+        k for k in range(8) if k != 4 and single((y, X, Z, groups, each, None), k).singular
+    ]
+    assert result.singular.any()
+    whole = type(result).concat([result[:3], result[3:]])
+    assert whole.reasons == result.reasons
+    for name in ("covariance", "params", "singular", "converged", "n_evaluations"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(result, name))
+    with pytest.raises(flc.LMMError, match="problem 4 could not be fitted: y is constant"):
+        whole[4]
+
+
+def test_evaluations_by_lanes_and_by_single_fits_are_added(rng):
+    y, X, Z, groups, each, _ = problems(rng, 8, 1, sizes=(20, 21), rows=(8, 9))
+    y[each == 5] += 1e6 * np.repeat(rng.standard_normal(20), 8)
+    result = flc.fit_each(y, X, Z, groups, each)
+    assert np.flatnonzero(result.by_lanes == 0).tolist() == [5]
+    assert result.n_evaluations[5] > single((y, X, Z, groups, each, None), 5).n_evaluations
+
+
 def test_few_groups_of_which_one_makes_up_most_are_searched_from_many_points(rng):
     y, X, Z, groups, each, _ = problems(rng, 24, 2, sizes=(20, 21), rows=(14, 16), tau=0.5)
     for k in range(1, 24, 6):

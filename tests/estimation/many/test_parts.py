@@ -108,10 +108,14 @@ def test_put_together(model, Y):
     other = flc.LinearMixedModel(Y[0], model.exog[:, :1], model.exog_re, model.grouping.index)
     with pytest.raises(flc.LMMError, match="another design"):
         type(whole).concat([whole, other.fit_many(Y)])
-    for more in ({"weights": np.linspace(0.5, 2.0, 60)}, {"offset": np.linspace(0.5, 2.0, 60)}):
-        other = flc.LinearMixedModel(Y[0], model.exog, model.exog_re, model.grouping.index, **more)
+    # of as much weight in all, which leaves columns conditioned as they were
+    ones, groups, weights = np.ones((60, 1)), model.grouping.index, np.tile([1.0, 2.0], 30)
+    one = flc.LinearMixedModel(Y[0], ones, None, groups, weights=weights)
+    for more in ({"weights": weights[::-1]}, {"weights": weights, "offset": weights}):
         with pytest.raises(flc.LMMError, match="another design"):
-            type(whole).concat([whole, other.fit_many(Y)])
+            type(whole).concat(
+                [m.fit_many(Y) for m in (one, flc.LinearMixedModel(Y[0], np.ones((60, 1)), None, groups, **more))]
+            )
     same = flc.LinearMixedModel(Y[0], model.exog.copy(), model.exog_re, model.grouping.index)
     assert len(type(whole).concat([whole, same.fit_many(Y)])) == 18
 
