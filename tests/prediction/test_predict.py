@@ -191,18 +191,22 @@ def test_one_subject_by_the_oracle(rng, reml):
 
 
 @pytest.mark.parametrize("interval", ["confidence", "prediction"])
+@pytest.mark.parametrize("weighted", [False, True])
 @BOTH
-def test_new_subjects_by_their_observations(rng, reml, interval):
+def test_new_subjects_by_their_observations(rng, reml, weighted, interval):
     # subjects 12, 13, 14 were not in the fit; of two of them some rows have been observed since
-    study = Study(rng)
+    study = Study(rng, weighted)
     result = study.fit(reml)
     seen, extra = study.part(study.inside), study.part((study.groups == 12) | (study.groups == 14))
-    new = new_rows(rng, [14, 3, 12, 12, 8])
+    new = new_rows(rng, [14, 3, 12, 12, 8], weighted)
     mean, variance = kriging(result, seen, new, extra, effects="all", noise=interval == "prediction")
-    found = result.predict(arrays(new), effects="all", interval=interval, observed=arrays(extra))
+    observed = arrays(extra) | ({"weights": extra["weights"]} if weighted else {})
+    found = result.predict(arrays(new), effects="all", interval=interval, observed=observed, weights=new["weights"])
     close(found["mean"], mean)
     close(found["std_error"], np.sqrt(variance))
-    close(result.predict(arrays(new), effects="all", observed=arrays(extra)), mean)
+    close(result.predict(arrays(new), effects="all", observed=observed), mean)
+    if weighted:
+        return
     # observations of subjects that are not asked for do no harm; of those asked for all are needed
     more = study.part(study.groups >= 12)
     close(result.predict(arrays(new), effects="all", observed=arrays(more)), mean)
