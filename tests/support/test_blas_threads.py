@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from threadpoolctl import threadpool_limits
 
-from fastlmm_core.support.blas_threads import quiet_blas
+from fastlmm_core.support.blas_threads import blas_threads, quiet_blas, quiet_product
 
 LEAST = 0.02
 """Seconds that a thread of OpenBLAS spins after a call, at the least; what is not woken takes nothing."""
@@ -64,6 +67,15 @@ print(json.dumps([*found, multiplied]))
 """
 
 
+@contextlib.contextmanager
+def two_threads():
+    """Two threads of BLAS, whatever the environment says."""
+    with threadpool_limits(2, user_api="blas"):
+        if blas_threads() != 2:
+            pytest.skip("this BLAS has one thread")
+        yield
+
+
 @pytest.mark.parametrize("measured", [CROSSED, ROWS], ids=["models", "rows"])
 def test_no_thread_of_blas_is_woken(measured):
     free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
@@ -80,9 +92,21 @@ def test_no_thread_of_blas_is_woken(measured):
     ("rows", "columns", "one"), [(100, 10, False), (1790, 9, True), (73_421, 31, True), (10**7, 20, False)]
 )
 def test_blas_is_quiet_where_threads_gain_little(rows, columns, one):
-    from fastlmm_core.support.blas_threads import blas_threads
+    with two_threads():
+        with quiet_blas(rows, columns):
+            assert blas_threads() == (1 if one else 2)
+        assert blas_threads() == 2
 
-    before = blas_threads()
-    with quiet_blas(rows, columns):
-        assert blas_threads() == (1 if one else before)
-    assert blas_threads() == before
+
+def test_products_of_long_matrices_wake_no_thread():
+    seen = []
+
+    class Watched(np.ndarray):
+        def __matmul__(self, other):
+            seen.append(blas_threads())
+            return np.asarray(self) @ other
+
+    with two_threads():
+        for n, p in ((73_421, 31), (100, 10)):
+            assert quiet_product(np.ones((n, p)).view(Watched), np.ones(p)).tolist() == [p] * n
+    assert seen == [1, 2]
