@@ -260,7 +260,7 @@ class OneFactorProblem(NamedTuple):
 
     @property
     def foremost(self) -> Array:
-        """Directions of three or more effects (count, q) of which single groups tell most; none where groups tell alike.
+        """Directions of three or more effects (count, q) of which single groups tell most; none where they tell alike.
 
         Minima lie where effects do not vary along some of them: the rows that tell most then have no part in log|V|.
         """
