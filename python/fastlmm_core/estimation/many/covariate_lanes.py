@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ... import kernels
-from ...engines.one_factor.problem import REGULAR, SIX, OneFactorProblem, one_factor
+from ...engines.one_factor.problem import REGULAR, SIX, TELLING, OneFactorProblem, one_factor
 from ...engines.scaling import criterion_constant
 from ...engines.starts import ENOUGH
 from ...errors import LMMError
 from ...kernels.records import SharedLines
 from ...support.types import Array
 from .one_factor import shared_design
-from .search import TELLING
 
 if TYPE_CHECKING:
     from ..model import Model
