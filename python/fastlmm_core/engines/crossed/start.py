@@ -181,23 +181,27 @@ class _Squares:
         """Products of some of the levels of a factor with their neighbours in the tail."""
         assert item.start is not None and item.slots is not None and item.panel is not None and item.comp is not None
         n_slots = len(self._products)
-        start = item.start[some.start : some.stop + 1]
-        widths, q = np.diff(start), item.q
-        level = np.repeat(np.arange(some.start, some.stop), widths * q)
-        row = at[level, 0]
-        slots = item.slots[start[0] : start[-1]]
-        if q > 1:
-            wide = widths[level - some.start]
-            within = np.arange(len(level)) - q * (item.start[level] - start[0])
-            row = row + within // wide
-            slots = slots[item.start[level] - start[0] + within % wide]
-        other = n_slots - int(layout.comp_slot[-1]) + slots + layout.comp_slot[item.comp[level]]
+        start, q = item.start[some.start : some.stop + 1], item.q
+        widths = np.diff(start)
+        level = np.repeat(np.arange(some.start, some.stop), widths)
+        neighbours = item.slots[start[0] : start[-1]]
+        other = n_slots - int(layout.comp_slot[-1]) + neighbours + layout.comp_slot[item.comp[level]]
         squares = item.panel[q * start[0] : q * start[-1]] ** 2
-        self._products[:, self._of[at[0, 0]]] += np.bincount(other, weights=squares, minlength=n_slots)
+        some_there = widths > 0
+        rows, first = at[some][some_there], (start[:-1] - start[0])[some_there]
         owner = self._of[other]
-        for g in np.unique(owner):
-            mine = np.where(owner == g, squares, 0.0)
-            self._products[:, g] += np.bincount(row, weights=mine, minlength=n_slots)
+        owners = [(g, owner == g) for g in np.unique(owner)]
+        # the effects of a level follow each other, each with products with all neighbours
+        place = np.repeat((q - 1) * (start[:-1] - start[0]), widths) + np.arange(len(level))
+        wide, of_others = np.repeat(widths, widths), np.zeros(len(level))
+        for a in range(q):
+            own = squares if q == 1 else squares[place]
+            of_others += own
+            for g, mine in owners:
+                part = own if len(owners) == 1 else np.where(mine, own, 0.0)
+                self._products[rows[:, a], g] += np.add.reduceat(part, first)
+            place += wide
+        self._products[:, self._of[at[0, 0]]] += np.bincount(other, weights=of_others, minlength=n_slots)
 
     def forms(self, weights: Array) -> tuple[Array, Array]:
         """Sums of weighted squares of Z'r, and what multiplies each variance in their expectations, that of r last.
