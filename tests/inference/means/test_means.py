@@ -324,6 +324,7 @@ def max_t_of_two(x: float, df: float, rho: float) -> float:
     weight = scipy.stats.norm.pdf(z) * step
     s, thin = np.linspace(1e-6, 6.0, 3001, retstep=True)
     density = scipy.stats.chi.pdf(s * np.sqrt(df), df) * np.sqrt(df) * thin
+    s, density = s[density > 1e-18], density[density > 1e-18]
     limit, rest = x * s[:, None], np.sqrt(1.0 - rho * rho)
     inside = ndtr((limit - rho * z) / rest) - ndtr((-limit - rho * z) / rest)
     return 1.0 - float(density @ (np.where(np.abs(z) <= limit, inside, 0.0) @ weight))
