@@ -98,6 +98,7 @@ cdef void lay(Desk* desk, Py_ssize_t n_slots, Arena* arena) noexcept nogil:
     desk.work = take(arena, 2 * p * p + p)
     desk.d.work = take(arena, work_size(p, q))
     desk.beta0 = take(arena, p)
+    desk.fit.beta = take(arena, p)
     desk.uneven = take(arena, max(p, q))
     desk.L = take(arena, max(k * k + k, 2 * q * q))
     desk.between = take(arena, n_s)
@@ -244,10 +245,10 @@ def condition_once(rows, limits, known=None):
             into.x_map, into.z_map = <double*> place(x_map), <double*> place(z_map)
         else:
             to_z, z_scale, x_scale, to_x, _, _, desk.d.x_constant, desk.d.z_constant, *_ = known
-        xy, beta, base = empty((k, k)), empty(p), empty(p)
+        xy, base = empty((k, k)), empty(p)
         into.x_scale, into.z_scale, into.to_z = <double*> place(x_scale), <double*> place(z_scale), <double*> place(to_z)
         into.base = <double*> place(base)
-        desk.fit.T, desk.fit.xy, desk.fit.beta = <double*> place(to_x), <double*> place(xy), <double*> place(beta)
+        desk.fit.T, desk.fit.xy = <double*> place(to_x), <double*> place(xy)
         with nogil:
             good = sum_up(&desk, head, &into) and turn_columns(&desk, well, explained, into.to_z)
         if not good:

@@ -98,6 +98,8 @@ def float_array(values: Any, name: str, ndim: int) -> Array:
     MemoryError
         For a sparse matrix that there is no room for.
     """
+    if type(values) is np.ndarray and values.dtype is _FLOAT and values.ndim == ndim and values.flags.aligned:
+        return values
     array = _written_out(values, name) if ndim == 2 and _sparse(values) else plain_array(values, name)
     if array.dtype is not _FLOAT and array.dtype != _FLOAT:
         array = _floats(array, values, name)

@@ -196,13 +196,13 @@ class OneFactorProblem(NamedTuple):
         self, packed: Array, within: Array, n: int, k: int, uniform: bool
     ) -> kernels.ClusterCriterion | WideCriterion:
         """The criterion of k columns, by what does best with so many."""
-        rows, columns = self.structure.positions
-        kind: type[kernels.ClusterCriterion | WideCriterion] = kernels.ClusterCriterion
+        structure = self.structure
         if k >= kernels.MANY:
-            from .wide import WideCriterion as kind
-        made = kind(packed, within, n, self.structure.q, k, rows, columns, uniform)
-        if isinstance(made, kernels.ClusterCriterion):
-            made.jobs = threads_in_use()
+            from .wide import WideCriterion
+
+            return WideCriterion(packed, within, n, structure.q, k, *structure.positions, uniform)
+        made = kernels.ClusterCriterion(packed, within, n, structure.q, k, *structure.positions, uniform)
+        made.jobs = threads_in_use()
         return made
 
     def pilot(self, n_groups: int = PILOT_GROUPS, worth: int = 4) -> kernels.ClusterCriterion | WideCriterion | None:
