@@ -139,6 +139,8 @@ cdef void profile_value(Profile* f, int order) noexcept nogil:
         value_of(1, 3, f, order)
     elif f.chain.q == 2 and f.gls.k == 3:
         value_of(2, 3, f, order)
+    elif f.chain.q == 2 and f.gls.k == 4:
+        value_of(2, 4, f, order)
     elif f.chain.q == 2 and f.gls.k == 5:
         value_of(2, 5, f, order)
     else:
@@ -153,6 +155,8 @@ cdef void profile_second(Profile* f, int order) noexcept nogil:
         hessian_of(1, 3, f)
     elif f.chain.q == 2 and f.gls.k == 3:
         hessian_of(2, 3, f)
+    elif f.chain.q == 2 and f.gls.k == 4:
+        hessian_of(2, 4, f)
     elif f.chain.q == 2 and f.gls.k == 5:
         hessian_of(2, 5, f)
     else:

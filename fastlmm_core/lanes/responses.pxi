@@ -28,6 +28,7 @@ cdef struct Lanes:
     double* plain       # 4 q^2 + 2 q numbers
     double* after       # (n_par,) where a search that has not ended is to go on
     double* natural     # (n_par,) theta in the axes of the caller
+    double* taken           # (n_a,) what covariates of each response take from the traces at the common point, or NULL
     Py_ssize_t place[8]     # response of each lane; beyond the last one in use they repeat it
     Py_ssize_t used         # lanes in use
     double reach            # length of the first step, relative to theta, where that is more than 1
@@ -72,6 +73,7 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.after = take(arena, LANES * n)
     s.natural = take(arena, LANES * n)
     s.reach = 0.0
+    s.taken = NULL
     s.own = NULL
     s.several = NULL
     s.correlated = NULL

@@ -82,9 +82,12 @@ cdef Py_ssize_t lines_size(const Batch* d) noexcept nogil:
     return arena.used
 
 
-cdef inline void sum_lines(Py_ssize_t q, Py_ssize_t e, const Batch* base, const SharedLines* w, LineSums* s, Py_ssize_t g,
-                           vecu* acc) noexcept nogil:
-    """acc (q, e) = R^-T Z'[C y] of a group; its rows are added to the sums with X and with each other."""
+cdef inline void sum_lines(Py_ssize_t q, Py_ssize_t e, bint plain, const Batch* base, const SharedLines* w, LineSums* s,
+                           Py_ssize_t g, vecu* acc) noexcept nogil:
+    """acc (q, e) = R^-T Z'[C y] of a group; its rows are added to the sums with X and with each other.
+
+    plain: lines are as they are, without weights, and X_o'[C y] follows from the groups.
+    """
     cdef Py_ssize_t i, a, j, l, m, pos, p = base.p, used = s.r[0].used, filled = s.r[0].filled
     cdef vecu* A = <vecu*> s.A
     cdef const vecu* tile = <vecu*> s.tile
@@ -103,20 +106,20 @@ cdef inline void sum_lines(Py_ssize_t q, Py_ssize_t e, const Batch* base, const 
             used = 0
         for l in range(e):
             v[l] = tile[l * (TILE_ROWS + LANES) + used]
-            if w.times[l] != NULL:
+            if not plain and w.times[l] != NULL:
                 v[l] = v[l] * w.times[l][i]
         used += 1
-        if base.offset != NULL:
+        if not plain and base.offset != NULL:
             v[e - 1] = v[e - 1] - base.offset[i]
         for a in range(q):
             for l in range(e):
                 z[a * e + l] = z[a * e + l] + base.basis[i * q + a] * v[l]
-        for j in range(p if base.x != NULL else 0):
+        for j in range(p if not plain and base.x != NULL else 0):
             for l in range(e):
                 A[j * e + l] = A[j * e + l] + base.x[i * p + j] * v[l]
         pos = 0
         for l in range(e):
-            t = v[l] * base.weights[i] if base.weights != NULL else v[l]
+            t = v[l] if plain or base.weights == NULL else v[l] * base.weights[i]
             for m in range(l + 1):
                 cross[pos] = cross[pos] + t * v[m]
                 pos = pos + 1
@@ -143,14 +146,15 @@ cdef inline void file_lines(Py_ssize_t w, const Batch* base, LineSums* s, Py_ssi
             columns[c * w + pos] = columns[c * w + pos] + base.loading[g * base.loading_width + c] * acc[pos]
 
 
-cdef inline void sum_groups(Py_ssize_t q, Py_ssize_t e, const Batch* base, const SharedLines* w, LineSums* s) noexcept nogil:
+cdef inline void sum_groups(Py_ssize_t q, Py_ssize_t e, bint plain, const Batch* base, const SharedLines* w, LineSums* s
+                            ) noexcept nogil:
     """One pass over the rows of a block."""
     cdef Py_ssize_t g, pattern = 0
     cdef vec acc[12]
     for g in range(base.m):
         while g >= base.groups[pattern + 1]:
             pattern += 1
-        sum_lines(q, e, base, w, s, g, <vecu*> acc)
+        sum_lines(q, e, plain, base, w, s, g, <vecu*> acc)
         file_lines(q * e, base, s, pattern, g, <vecu*> acc)
 
 
@@ -422,14 +426,18 @@ cdef void lines_read(const Batch* d, const LinesToRead* given, ProblemSums* out,
     cdef Arena arena = Arena(work, 0)
     cdef vec settled
     cdef Py_ssize_t lane
+    cdef bint plain
     lay_sums(d, given.moments, &s, &arena)
     begin_lines(base, given, w, &s)
-    if base.q == 1 and w.n_lines == 2:
-        sum_groups(1, 2, base, w, &s)
-    elif base.q == 2 and w.n_lines == 2:
-        sum_groups(2, 2, base, w, &s)
+    plain = base.x == NULL and base.weights == NULL and base.offset == NULL
+    for lane in range(w.n_lines):
+        plain = plain and w.times[lane] == NULL
+    if plain and base.q == 1 and w.n_lines == 2:
+        sum_groups(1, 2, True, base, w, &s)
+    elif plain and base.q == 2 and w.n_lines == 2:
+        sum_groups(2, 2, True, base, w, &s)
     else:
-        sum_groups(base.q, w.n_lines, base, w, &s)
+        sum_groups(base.q, w.n_lines, False, base, w, &s)
     leave_columns(base, w, &s)
     factor_lines(w, &s, &settled)
     turn_lines(base, w, &s)

@@ -201,6 +201,19 @@ cdef inline void curve_start(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* 
             pos = pos + 1
 
 
+cdef void square_at_start(const Batch* d, Lanes* s, vecu* beta, vecu* work, vecu* sums, vec* r2) noexcept nogil:
+    """beta and r^2 at the common point, and s_D; work: q^2 vectors."""
+    if d.q == 1:
+        solve_start(1, d.p, d, s, beta, r2)
+        sum_start(1, d.p, d, s, beta, work, sums)
+    elif d.q == 2:
+        solve_start(2, d.p, d, s, beta, r2)
+        sum_start(2, d.p, d, s, beta, work, sums)
+    else:
+        solve_start(d.q, d.p, d, s, beta, r2)
+        sum_start(d.q, d.p, d, s, beta, work, sums)
+
+
 cdef void step_of_scoring(const Batch* d, Lanes* s, vecu* change, vecu* work) noexcept nogil:
     """change (1 + n_a,) in sigma^2 and vech(C), C = sigma^2 G^, from the common point, sigma^2 = r^2 / nu there taken as 1.
 
@@ -221,20 +234,14 @@ cdef void step_of_scoring(const Batch* d, Lanes* s, vecu* change, vecu* work) no
     cdef vecu* beta = sums + n_a
     cdef vecu* rest = beta + p
     cdef vec t, r2, scale
-    if q == 1:
-        solve_start(1, p, d, s, beta, &r2)
-        sum_start(1, p, d, s, beta, rest, sums)
-    elif q == 2:
-        solve_start(2, p, d, s, beta, &r2)
-        sum_start(2, p, d, s, beta, rest, sums)
-    else:
-        solve_start(q, p, d, s, beta, &r2)
-        sum_start(q, p, d, s, beta, rest, sums)
+    square_at_start(d, s, beta, rest, sums, &r2)
     scale = (<vecu*> s.f.gls.nu)[0] / r2
     # sigma^2 is at its optimum given G^: its slope where C is held is that along G^, with the sign turned
     g[0] = VEC_SET(0.0)
     for i in range(n_a):
         g[1 + i] = VEC_SET(at.trace[i]) - scale * sums[i]
+        if s.taken != NULL:
+            g[1 + i] = g[1 + i] - (<vecu*> s.taken)[i]
         g[0] = g[0] - at.along[i] * g[1 + i]
     for i in range(n):
         t = VEC_SET(0.0)

@@ -7,7 +7,10 @@ cdef void lay_lines(const Batch* d, Lanes* s, OwnGroups* own, Arena* arena) noex
     own.packed = take(arena, LANES * line_moments(d))
     own.within = own.packed + LANES * (line_moments(d) - (d.p + 1) * (d.p + 2) // 2)
     own.store = take(arena, LANES * (base.n_patterns * (n_a + rest_size(d)) + base.n_columns * n_c))
-    # of y alone, for the start
+    # searches beside the boundary begin far from it
+    s.reach = REACH
+    # of one line, for the start
+    s.taken = take(arena, LANES * n_a)
     s.cy = take(arena, LANES * base.n_columns * q)
     s.rest = take(arena, LANES * base.n_patterns * n_a)
     s.store = take(arena, LANES * (base.n_patterns * n_a + base.n_columns * q))
@@ -25,25 +28,77 @@ cdef void load_lines(const Batch* d, const ProblemSums* sums, OwnGroups* own) no
             own.packed[i * LANES + lane] = source[i * LANES]
 
 
-cdef void start_lines(const Batch* d, Lanes* s, const OwnGroups* own) noexcept nogil:
-    """The start of responses without covariates, with what these leave of y."""
+cdef void take_line(const Batch* d, Lanes* s, const OwnGroups* own, const vec* share) noexcept nogil:
+    """s.cy, s.rest and s.within: those of a sum of the lines."""
     cdef const Batch* base = d.lines.base
-    cdef Py_ssize_t q = d.q, p = base.p, e = d.lines.n_lines, n_r = rest_size(d), pattern, a, b, i, pos = 0
+    cdef Py_ssize_t q = d.q, p = base.p, e = d.lines.n_lines, n_r = rest_size(d), pattern, a, b, i, l, m, pos = 0
     cdef const vecu* columns = <vecu*> own.packed
     cdef const vecu* rest = columns + base.n_columns * q * e
-    cdef const vecu* line = (<vecu*> own.within) + d.p * (d.p + 1) // 2
+    cdef const vecu* within = <vecu*> own.within
+    cdef vec t
     for i in range(base.n_columns * q):
-        (<vecu*> s.cy)[i] = columns[i * e + e - 1]
+        t = VEC_SET(0.0)
+        for l in range(e):
+            t = t + share[l] * columns[i * e + l]
+        (<vecu*> s.cy)[i] = t
     for pattern in range(base.n_patterns):
         for a in range(q):
             for b in range(a + 1):
-                (<vecu*> s.rest)[pos] = rest[packed_place(a * e + e - 1, b * e + e - 1)]
+                t = VEC_SET(0.0)
+                for l in range(e):
+                    for m in range(e):
+                        t = t + share[l] * share[m] * rest[packed_place(a * e + l, b * e + m)]
+                (<vecu*> s.rest)[pos] = t
                 pos += 1
         rest = rest + n_r
     for i in range(p):
-        (<vecu*> s.within)[i] = line[i]
-    (<vecu*> s.within)[p] = line[d.p]
-    first_theta(base, s)
+        t = VEC_SET(0.0)
+        for l in range(e):
+            t = t + share[l] * within[packed_place(p + l, i)]
+        (<vecu*> s.within)[i] = t
+    t = VEC_SET(0.0)
+    for l in range(e):
+        for m in range(e):
+            t = t + share[l] * share[m] * within[packed_place(p + l, p + m)]
+    (<vecu*> s.within)[p] = t
+
+
+cdef void square_of_line(const Batch* d, Lanes* s, const OwnGroups* own, const vec* share, vec* square) noexcept nogil:
+    """l'P l of a sum of the lines at the common point, and l'P V_a P l of it in s.small."""
+    cdef vecu* sums = <vecu*> s.small
+    cdef vecu* beta = sums + d.q * (d.q + 1) // 2
+    take_line(d, s, own, share)
+    square_at_start(d.lines.base, s, beta, beta + d.lines.base.p, sums, square)
+
+
+cdef void start_lines(const Batch* d, Lanes* s, const OwnGroups* own) noexcept nogil:
+    """A step of scoring from the common point of responses without covariates, by the slope with them.
+
+    With lines u_l orthogonal by P, u_l'P u_m = 0, the last y and the others covariates, P loses sum P u_l u_l'P / u_l'P u_l.
+    """
+    cdef Py_ssize_t e = d.lines.n_lines, n_a = d.q * (d.q + 1) // 2, i, l, m
+    cdef vec u[16]
+    cdef vec both[4]
+    cdef vec squares[4]
+    cdef vec own_square, t
+    for i in range(n_a):
+        (<vecu*> s.taken)[i] = VEC_SET(0.0)
+    for l in range(e):
+        for i in range(e):
+            u[l * e + i] = VEC_SET(1.0 if i == l else 0.0)
+        square_of_line(d, s, own, u + l * e, &own_square)
+        for m in range(l):
+            # the product of two lines from the square of their sum
+            for i in range(e):
+                both[i] = u[m * e + i] + (VEC_SET(1.0) if i == l else VEC_SET(0.0))
+            square_of_line(d, s, own, both, &t)
+            t = 0.5 * (t - own_square - squares[m]) / squares[m]
+            for i in range(m + 1):
+                u[l * e + i] = u[l * e + i] - t * u[m * e + i]
+        square_of_line(d, s, own, u + l * e, squares + l)
+        for i in range(n_a if d.reml and l < e - 1 else 0):
+            (<vecu*> s.taken)[i] = (<vecu*> s.taken)[i] + (<vecu*> s.small)[i] / squares[l]
+    first_theta(d.lines.base, s)
     for i in range(d.n_par):
         (<vecu*> s.theta)[i] = (<vecu*> s.theta)[i] * d.lines.unit
 
