@@ -415,6 +415,14 @@ def test_directions_of_which_single_groups_tell_most() -> None:
     found = data.foremost
     assert len(expected) > 4 == len(found)
     np.testing.assert_allclose(np.abs(np.sum(found * expected[:4], axis=1)), 1.0, rtol=1e-9)
+    # each group a second time, whose direction is not another one
+    codes = np.append(term.codes, term.codes + term.codes.max() + 1)
+    doubled = replace(
+        problem, y=np.tile(problem.y, 2), X=np.tile(problem.X, (2, 1)), weights=np.tile(weights, 2),
+        terms=(landscapes.Term(np.tile(term.Z, (2, 1)), codes),),
+    )  # fmt: skip
+    again = one_factor(model_of(doubled).problem).foremost
+    np.testing.assert_allclose(np.abs(np.sum(again * found, axis=1)), 1.0, rtol=1e-6)
     elsewhere = model.problem.elsewhere()
     assert elsewhere.foremost is not None and len(elsewhere.foremost) == 4
     screen = shared_design(model).screen
