@@ -6,7 +6,7 @@ import numpy as np
 
 import oracle
 
-ENOUGH, TELLING, WORTH, LIKE_EXPECTED, RISE = 6, 0.5, 0.25, 0.5, 2.0
+ENOUGH, TELLING, WORTH, LIKE_EXPECTED, RISE = 6, 0.5, 0.25, 0.5, 1.0
 
 
 def directions(q: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ cdef double LIKE_EXPECTED = 0.5
 cdef double WORTH_OF_GROUPS = 0.25
 """Share of the groups that whitened sums of squares are worth of regular data: a half for normal effects."""
 
-cdef double RISE_WITHIN = 2.0
+cdef double RISE_WITHIN = 1.0
 """Rise of the criterion to the boundary, by its Hessian, above which a minimum lies well inside."""
 
 
