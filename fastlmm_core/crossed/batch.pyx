@@ -106,7 +106,7 @@ cdef class Shared:
         """Run the lanes over the rows of Y without the interpreter's lock."""
         raise NotImplementedError
 
-    def fit(self, const double[:, ::1] Y, Py_ssize_t first, criterion, start, into, look=None, bint brief=False, known=None):
+    def fit(self, const double[:, ::1] Y, Py_ssize_t first, criterion, start, into, look=None, known=None):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
@@ -120,11 +120,10 @@ cdef class Shared:
             Overwritten.
         look : BatchLook or None
             Overwritten with the other points of the screen from which a search may end at another minimum.
-        brief : bool
-            Whether theta, the criterion and what tells of the search are all that is wanted.
         known : tuple of arrays, optional
             Theta (count, n_par) and criterion (count,) of minima: a search that goes to one is broken off there, where
-            effects of a factor may be correlated.
+            effects of a factor may be correlated.  Theta, the criterion and what tells of the search are then all that is
+            wanted.
         """
         cdef Batch b = self.b
         cdef Given given = Given(NULL, NULL, NULL)
@@ -137,7 +136,7 @@ cdef class Shared:
         cdef const double[:, ::1] starts
         if Y.shape[1] != self.n:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {self.n} rows")
-        write_to(&out, into, first, count, self.p_full, brief)
+        write_to(&out, into, first, count, self.p_full, known is not None)
         if count == 0:
             return
         b.reml = reml

@@ -188,6 +188,45 @@ cdef void natural_theta(const Batch* d, Lanes* s, const double* theta, Py_ssize_
         out[i * LANES] = F[d.row[i] * q + d.col[i]]
 
 
+cdef void turn_known(const Batch* d, Lanes* s, const double* minima) noexcept nogil:
+    """s.known: of `minima` (., n_par) those of the responses at s.place, in the axes of each lane."""
+    cdef Py_ssize_t q = d.q, lane, i, a, b, l
+    cdef double* F = s.plain
+    cdef double* A = s.plain + q * q
+    cdef const double* theta
+    cdef double t
+    s.known = s.known_room
+    for lane in range(LANES):
+        theta = minima + s.place[lane] * d.n_par
+        if s.f.chain.axes == NULL:
+            for i in range(d.n_par):
+                s.known[i * LANES + lane] = theta[i]
+            continue
+        # rows of B'L, then the triangular root of what they multiply to
+        for i in range(q * q):
+            F[i] = 0.0
+        for i in range(d.n_par):
+            for a in range(q):
+                F[a * q + d.col[i]] += s.axes[(d.row[i] * q + a) * LANES + lane] * theta[i]
+        for a in range(q):
+            for b in range(a + 1):
+                t = 0.0
+                for l in range(q):
+                    t += F[a * q + l] * F[b * q + l]
+                A[a * q + b] = t
+        for a in range(q):
+            for b in range(a + 1):
+                t = A[a * q + b]
+                for l in range(b):
+                    t -= A[a * q + l] * A[b * q + l]
+                if b < a:
+                    A[a * q + b] = t / A[b * q + b] if A[b * q + b] > 0.0 else 0.0
+                else:
+                    A[a * q + a] = sqrt(max(t, 0.0))
+        for i in range(d.n_par):
+            s.known[i * LANES + lane] = A[d.row[i] * q + d.col[i]]
+
+
 cdef double bend_along(const Batch* d, Lanes* s, Py_ssize_t lane, const double* v) noexcept nogil:
     """Second derivative of the criterion of a lane along v v' of G^, v (q,)."""
     cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, c, e, i = 0, j

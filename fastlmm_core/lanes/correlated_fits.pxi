@@ -98,9 +98,6 @@ cdef double ALIKE = 0.02, NEARBY = 0.25
 """Relative difference of elements of G at which a search has come to the minimum that is known, unless it is lower there;
 and at which it has where Newton's next step leads to the value of that minimum."""
 
-cdef double CLOSE_BY = 0.5, FORETOLD = 0.1
-"""Decrement up to which the fall of the criterion is foretold, and by which share of it that may be wrong."""
-
 
 cdef bint has_arrived(const Batch* b, const CorrelatedDesign* d, Lanes* s, Py_ssize_t lane, double value, double decrement
                       ) noexcept nogil:

@@ -207,6 +207,8 @@ cdef struct Batch:
     CommonPoint common          # from which all take their first step
     const double* first_theta   # (., n_par) start of each response, or NULL for the step from the common point
     Py_ssize_t stride_theta     # from one start to the next, 0 where it is the same
+    const double* known         # (., n_par) of searches from given starts: a minimum of each response that is known, or NULL
+    const double* known_value   # (.,) the criterion there
     double tolerance
     Py_ssize_t max_iterations
     # the way back

@@ -80,6 +80,47 @@ cdef struct March:
     vec decrement   # at theta
 
 
+cdef double CLOSE_BY = 0.5, FORETOLD = 0.1
+"""Decrement up to which the fall of the criterion is foretold, and by which share of it that may be wrong."""
+
+cdef double PLAY_OF_VALUES = 1e-9
+"""Rounding error of the difference of two values of a criterion."""
+
+
+cdef inline vec foretold(const Batch* d, const Lanes* s, vec value, vec decrement, vec definite, const vecu* step) noexcept nogil:
+    """Positive where a Newton step from s.trial leads to the minimum that is known, by its value and its place.
+
+    The criterion is to fall by half the square of the decrement, and what is left of the way, measured by the Hessian, is to
+    be a small part of the step.  Columns of theta count up to their signs.
+    """
+    cdef Py_ssize_t n = d.n_par, i, j, at
+    cdef const vecu* trial = <const vecu*> s.trial
+    cdef const vecu* known = <const vecu*> s.known
+    cdef const vecu* hess = <const vecu*> s.f.hess
+    cdef vecu* left = <vecu*> s.f.g
+    cdef vec fall, above, out, total, minus
+    minus = VEC_SET(-1.0)
+    fall = 0.5 * decrement * decrement
+    above = value - s.known_value
+    out = VEC_WHERE_POSITIVE(VEC_SET(CLOSE_BY) - decrement, definite, minus)
+    out = VEC_WHERE_POSITIVE(above + PLAY_OF_VALUES, out, minus)
+    out = VEC_WHERE_POSITIVE(FORETOLD * fall + PLAY_OF_VALUES - VEC_ABS(above - fall), out, minus)
+    if not vec_max(<const vecu*> &out) > 0.0:
+        return out
+    total = VEC_SET(0.0)
+    for i in range(n):
+        at = i
+        for j in range(n):
+            if d.row[j] == d.col[i] and d.col[j] == d.col[i]:
+                at = j
+        above = trial[at] + step[at]
+        left[i] = trial[i] + step[i] - VEC_WHERE_POSITIVE(above, known[i], VEC_SET(0.0) - known[i])
+    for i in range(n):
+        for j in range(n):
+            total = total + left[i] * left[j] * hess[i * n + j]
+    return VEC_WHERE_POSITIVE(FORETOLD * fall + PLAY_OF_VALUES - total, out, minus)
+
+
 cdef void begin_march(const Batch* d, Lanes* s, March* m) noexcept nogil:
     """Start from s.theta."""
     cdef Py_ssize_t n = d.n_par, i
@@ -94,6 +135,7 @@ cdef void begin_march(const Batch* d, Lanes* s, March* m) noexcept nogil:
         norm = s.reach * VEC_SQRT(norm)
         m.radius = VEC_WHERE_POSITIVE(norm - m.radius, norm, m.radius)
     m.done = VEC_SET(-1.0)
+    s.arrived = VEC_SET(-1.0)
     m.decrement = VEC_SET(1e300)
     for i in range(n):
         (<vecu*> s.trial)[i] = theta[i]
@@ -129,6 +171,10 @@ cdef void advance(const Batch* d, Lanes* s, March* m, vec young, int* evaluation
     near = VEC_WHERE_POSITIVE(settled, one, near)
     near = VEC_WHERE_POSITIVE(definite, near, minus)
     near = VEC_WHERE_POSITIVE(accept, near, minus)
+    if s.known != NULL:
+        t = VEC_WHERE_POSITIVE(accept, foretold(d, s, f_value, decrement, definite, fresh), minus)
+        s.arrived = VEC_WHERE_POSITIVE(t, one, s.arrived)
+        near = VEC_WHERE_POSITIVE(t, one, near)
     t = VEC_WHERE_POSITIVE(definite, minus, accept)
     if vec_max(<vecu*> &t) > 0.0:
         raise_columns(d, s, trial, t, fresh, &decrement)

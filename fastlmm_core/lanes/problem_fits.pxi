@@ -85,10 +85,18 @@ cdef void come_to(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil:
     evaluate_responses(d, s, 2)
 
 
-cdef void settle_problems(const Batch* d, ProblemBlock* b, int round_) noexcept nogil:
-    """A round of the search of a block from s.theta."""
+cdef void settle_problems(const Batch* d, ProblemBlock* b, int round_, const double* minima, const double* lowest
+                          ) noexcept nogil:
+    """A round of the search of a block from s.theta, which ends where it goes to the minimum that is known: `minima` of all
+    problems and the criterion there, or NULL."""
+    cdef Py_ssize_t lane
     if round_ > 0 and can_turn(d):
         turn_all(d, &b.s)
+    b.s.known = NULL
+    if minima != NULL:
+        turn_known(d, &b.s, minima)
+        for lane in range(LANES):
+            (<double*> &b.s.known_value)[lane] = lowest[b.s.place[lane]]
     settle_lanes(d, &b.s, &b.f, d.max_iterations if round_ == ROUNDS - 1 else min(d.max_iterations, ROUND_LENGTH))
 
 
@@ -165,7 +173,10 @@ cdef double LOWER_MINIMUM = 1e-9
 
 cdef void make_searches(const Batch* d, const ProblemSums* sums, const Screen* screen, ProblemBlock* b, bint first,
                         ProblemFits* fits, const Outcome* out) noexcept nogil:
-    """All searches that are to be made now; others are gathered on the way where these are the first."""
+    """All searches that are to be made now; others are gathered on the way where these are the first.
+
+    A search that goes to the minimum that is known tells nothing new: it ends on the way.
+    """
     cdef Searches* now = &fits.now
     cdef Py_ssize_t at, used, left
     cdef int round_
@@ -178,7 +189,8 @@ cdef void make_searches(const Batch* d, const ProblemSums* sums, const Screen* s
                 start_problems(d, b.sums, &b.s, &b.own)
             else:
                 take_theta(d, &b.s, now.theta + at * d.n_par, False)
-            settle_problems(d, b, round_)
+            # where another minimum is lower than the first, which stands in the outcome, that is no longer known
+            settle_problems(d, b, round_, NULL if first else out.theta, fits.lowest)
             at += used
             left = keep_open(d, b, round_, left, now)
             if first:

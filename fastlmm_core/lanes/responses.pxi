@@ -29,9 +29,13 @@ cdef struct Lanes:
     double* after       # (n_par,) where a search that has not ended is to go on
     double* natural     # (n_par,) theta in the axes of the caller
     double* taken           # (n_a,) what covariates of each response take from the traces at the common point, or NULL
+    double* known_room  # (n_par,) see `known`
     Py_ssize_t place[8]     # response of each lane; beyond the last one in use they repeat it
     Py_ssize_t used         # lanes in use
     double reach            # length of the first step, relative to theta, where that is more than 1
+    double* known           # (n_par,) a minimum that is known, in the axes of the lane; NULL where there is none
+    vec known_value         # the criterion there, in units of the lane
+    vec arrived             # positive where a search is found to go to it
     const OwnGroups* own    # groups of each lane's own design; NULL where all have that of the batch
     void* several           # FactorSpace of several grouping factors, see factors.pxi; NULL where there is one
     void* correlated        # CorrelatedSpace of several whose effects may be correlated, see correlated.pxi; or NULL
@@ -72,6 +76,8 @@ cdef void lay_lanes(const Batch* d, Lanes* s, Arena* arena) noexcept nogil:
     s.plain = take(arena, 4 * q * q + 2 * q)
     s.after = take(arena, LANES * n)
     s.natural = take(arena, LANES * n)
+    s.known_room = take(arena, LANES * n)
+    s.known = NULL
     s.reach = 0.0
     s.taken = NULL
     s.own = NULL

@@ -136,6 +136,19 @@ cdef void write_searches(const Batch* d, Lanes* s, Fates* f, const Outcome* out,
             out.value[where] += d.nu * log((<double*> &f.total)[lane] / d.n) + d.criterion_offset
 
 
+cdef void write_arrivals(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t first) noexcept nogil:
+    """Searches that go to the minimum that is known of their response have ended there."""
+    cdef Py_ssize_t lane, i, place
+    for lane in range(s.used):
+        if not (<double*> &s.arrived)[lane] > 0.0:
+            continue
+        place = s.place[lane]
+        f.status[lane] = out.status[first + place] = 1
+        out.value[first + place] = d.known_value[place]
+        for i in range(d.n_par):
+            out.theta[(first + place) * d.n_par + i] = d.known[place * d.n_par + i]
+
+
 cdef void write_coefficients(const Batch* d, Lanes* s, Fates* f, const Outcome* out, const double* shift,
                              Py_ssize_t stride, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Variance, coefficients and standard errors of a block, but those of searches that go on.
@@ -195,6 +208,7 @@ cdef void settle_lanes(const Batch* d, Lanes* s, Fates* f, Py_ssize_t limit) noe
         (<vecu*> s.after)[i] = (<vecu*> s.trial)[i]
     changed = snap(d, s)
     changed = VEC_WHERE_POSITIVE(f.finished, changed, VEC_SET(-1.0))
+    changed = VEC_WHERE_POSITIVE(s.arrived, VEC_SET(-1.0), changed)
     if vec_max(<vecu*> &changed) > 0.0:
         judge_snapped(d, s, f, changed)
     for lane in range(LANES):
@@ -238,8 +252,16 @@ cdef void fit_places(const Batch* d, Lanes* s, const Outcome* out, Fates* f, con
                 s.theta[i * LANES + lane] = out.theta[(first + s.place[lane]) * d.n_par + i]
         if can_turn(d):
             turn_all(d, s)
+    s.known = NULL
+    if d.known != NULL:
+        turn_known(d, s, d.known)
+        for lane in range(LANES):
+            (<double*> &s.known_value)[lane] = (
+                d.known_value[s.place[lane]] - d.criterion_offset - d.nu * log((<double*> &f.total)[lane] / d.n))
     settle_lanes(d, s, f, d.max_iterations if last else min(d.max_iterations, ROUND_LENGTH))
     write_searches(d, s, f, out, first, s.used)
+    if s.known != NULL:
+        write_arrivals(d, s, f, out, first)
     for lane in range(s.used if not last else 0):
         if f.status[lane] == 0 and out.decrement[first + s.place[lane]] < INFINITY:
             out.status[first + s.place[lane]] = GOES_ON

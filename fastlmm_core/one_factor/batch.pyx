@@ -271,7 +271,7 @@ cdef class BatchDesign:
         return out
 
     def fit(self, const double[:, ::1] Y, Py_ssize_t first, criterion, start, into,
-            scores=None, look=None, bint brief=False):
+            scores=None, look=None, known=None):
         """Fit the rows of Y; results go to rows first, first + 1, ... of the arrays.
 
         Parameters
@@ -288,24 +288,31 @@ cdef class BatchDesign:
             What the rows of Y mean where they are scores or sums.
         look : BatchLook or None
             Overwritten with what the screen tells of other minima.
-        brief : bool
-            Overwrite only theta, criterion, status and evaluations.
+        known : tuple of arrays, optional
+            Theta (count, n_par) and criterion (count,) of a minimum of each response, where a search that goes to it ends.
+            Theta, criterion, status and evaluations are then all that is overwritten.
         """
         cdef bint reml = criterion.reml
         cdef Batch d = self.of_kind(reml)
         cdef Outcome out
         cdef Py_ssize_t count = Y.shape[0], width = self.take_scores(&d, scores)
-        cdef const double[:, ::1] starts
-        cdef const double[::1] constant
+        cdef const double[:, ::1] starts, minima
+        cdef const double[::1] constant, values
         if Y.shape[1] != width:
             raise ValueError(f"Y has {Y.shape[1]} columns, the design has {width} rows")
-        write_to(&out, into, first, count, self.p_full, brief)
+        write_to(&out, into, first, count, self.p_full, known is not None)
         if count == 0:
             return
         d.criterion_offset = criterion.offset
         if start is not None:
             starts = np.atleast_2d(start)
             start_from(&d, starts, count)
+        d.known = d.known_value = NULL
+        if known is not None:
+            minima, values = known
+            if minima.shape[0] != count or minima.shape[1] != d.n_par or values.shape[0] != count:
+                raise ValueError("known minima of other responses")
+            d.known, d.known_value = &minima[0, 0], &values[0]
         if look is not None:
             if d.screen.n_points > 0:
                 constant = self.screen.constant[0 if reml else 1]

@@ -4,8 +4,14 @@ from libc.stdint cimport int64_t, uint64_t
 
 import numpy as np
 
+cdef extern from *:
+    """
+    #define FETCH(x) __builtin_prefetch(x)
+    """
+    void FETCH(const void*) nogil
+
 cdef enum:
-    TOGETHER = 8        # numbers that are summed side by side
+    TOGETHER = 8        # numbers that are summed side by side: those of a cache line
 
 
 cdef inline uint64_t mixed(uint64_t x) noexcept nogil:
@@ -46,6 +52,13 @@ cdef void seal_line(const uint64_t* x, const int64_t* at, Py_ssize_t n, uint64_t
         out[1] += (2 * l + 1) * (weighted[l] + 17 * total[l])
 
 
+cdef inline void fetch_line(const double* x, Py_ssize_t n) noexcept nogil:
+    """Let a line be on its way from memory while another one is summed."""
+    cdef Py_ssize_t block
+    for block in range((n + TOGETHER - 1) // TOGETHER):
+        FETCH(x + block * TOGETHER)
+
+
 def line_seals(const double[:, ::1] values, columns=None, which=None):
     """Seals of the lines of a matrix (n, 2): the sum of the bits of each, and one that depends on their order.
 
@@ -77,5 +90,7 @@ def line_seals(const double[:, ::1] values, columns=None, which=None):
     if n > 0:
         with nogil:
             for i in range(count):
+                if i + 1 < count:
+                    fetch_line(&values[lines[i + 1], 0], values.shape[1])
                 seal_line(<const uint64_t*> &values[lines[i], 0], at, n, &out[i, 0])
     return out_array

@@ -390,6 +390,39 @@ def test_fit_writes_its_own_rows_only(rng, count):
     np.testing.assert_allclose(again["params"][both], out["params"][4 : 4 + count][both], rtol=1e-7, atol=1e-8)
 
 
+@pytest.mark.parametrize("singular", [False, True])
+def test_searches_end_where_they_go_to_a_known_minimum(rng, singular):
+    """The minimum is told as it is known, evaluations are saved; where another point is given, the search goes on."""
+    model = small_model(rng, 20)
+    shared, count = design(model), 40
+    sd = np.array([1.0, 0.0 if singular else 0.7])
+    b = rng.standard_normal((count, 20, 2)) * sd
+    Y = np.einsum("rij,ij->ri", b[:, model.grouping.index], model.exog_re) + rng.standard_normal((count, model.nobs))
+    ml = BatchCriterion(False, 3.0)
+
+    def search(start, known=None):
+        out = fields_of(count, 3, 2)
+        shared.fit(Y, 0, ml, start, BatchResults(*out.values()), known=known)
+        return out["theta"], out["value"], out["status"], out["evaluations"]
+
+    theta, value, status, _ = search(None)
+    assert set(status) == {1, 2}
+    for start in ([2.0, 0.0, 2.0], [0.6, 0.0, 0.6], [0.8, 1.3, 0.02], [3.0, -5.0, 0.05]):
+        plain, told = search(np.array(start)), search(np.array(start), (theta, value))
+        arrived = told[2] == 1
+        same = np.abs(plain[1] - value) < 1e-8
+        # where both end at the minimum that is known it is told to the bit
+        np.testing.assert_array_equal(told[0][arrived & same & (told[1] == value)],
+                                      theta[arrived & same & (told[1] == value)])  # fmt: skip
+        np.testing.assert_allclose(told[1][plain[2] > 0], plain[1][plain[2] > 0], rtol=0.0, atol=1e-7)
+        assert (told[3] <= plain[3]).all() and told[3].sum() < 0.85 * plain[3].sum()
+        # neither a point beside the minimum nor the minimum at another height is where the search ends
+        for other in ((1.2 * theta, value), (theta, value + 0.1), (theta, value - 0.1), (np.nan * theta, value)):
+            found = search(np.array(start), other)
+            np.testing.assert_allclose(found[1][plain[2] > 0], plain[1][plain[2] > 0], rtol=0.0, atol=1e-7)
+            np.testing.assert_array_equal(found[3], plain[3])
+
+
 def test_fit_checks_its_arrays(rng):
     model = small_model(rng)
     shared = design(model)
@@ -400,6 +433,11 @@ def test_fit_checks_its_arrays(rng):
         with pytest.raises(IndexError):
             shared.fit(np.zeros((2, model.nobs)), first, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
     shared.fit(np.zeros((0, model.nobs)), 5, BatchCriterion(True, 0.0), None, BatchResults(*out.values()))
+    with pytest.raises(ValueError, match="known minima of other responses"):
+        shared.fit(
+            np.ones((3, model.nobs)), 0, BatchCriterion(True, 0.0), np.ones(3), BatchResults(*out.values()),
+            known=(np.zeros((2, 3)), np.zeros(2)),
+        )  # fmt: skip
     assert all((values == -9).all() for values in out.values())
 
 

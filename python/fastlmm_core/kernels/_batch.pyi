@@ -51,7 +51,7 @@ class BatchDesign:
         into: BatchResults,
         scores: BatchScores | BatchSums | None = None,
         look: BatchLook | None = None,
-        brief: bool = False,
+        known: tuple[_Array, _Array] | None = None,
     ) -> None: ...
     def contrasts(
         self,

@@ -37,7 +37,6 @@ class Shared:
         start: _Array | None,
         into: BatchResults,
         look: BatchLook | None = None,
-        brief: bool = False,
         known: tuple[_Array, _Array] | None = None,
     ) -> None: ...
     def contrasts(

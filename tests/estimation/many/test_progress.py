@@ -7,7 +7,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
-from fastlmm_core.estimation.many import policy
+from fastlmm_core.estimation.many import masks, policy
 from fastlmm_core.estimation.many.parts import FIELDS
 from fastlmm_core.estimation.many.progress import UNREACHED
 
@@ -174,6 +174,7 @@ def written(out, found, fitted):
 
 @pytest.mark.parametrize("when", [2, 4, 40])
 def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
+    monkeypatch.setattr(masks, "FEW", 16)
     masked = with_holes(Y)
     whole = model.fit_many(masked, missing="drop", n_jobs=1)
     assert len(whole.masks) == 3 and len(whole.scattered[0]) == 37

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import fastlmm_core as flc
+from fastlmm_core.estimation.many import masks
 
 AGREE = 1e-8
 """Of estimates: both stop within 1e-8 standard errors of the optimum."""
@@ -247,8 +248,24 @@ def test_masks_of_several_factors(rng, formula):
             assert test.df_denom[i] == pytest.approx(wanted.df_denom, rel=1e-4)
 
 
-def test_terms_covariances_and_pickles(rng):
+def test_responses_of_small_masks_are_problems_of_their_own(rng, arrays, monkeypatch):
+    """To the same estimates as on a design that they share."""
+    X, Z, groups, *_, Y = arrays
+    Y = np.tile(Y, (8, 1)) + 0.3 * rng.standard_normal((80, 72))
+    Y[:40, 3:9] = Y[40:, 50] = np.nan
+    model = flc.LinearMixedModel(None, X, Z, groups)
+    own = model.fit_many(Y, missing="drop")
+    monkeypatch.setattr(masks, "FEW", 16)
+    shared = model.fit_many(Y, missing="drop")
+    assert len(own.masks) == 0 and len(own.scattered[0]) == 80
+    assert len(shared.masks) == 2 and shared.scattered is None
+    np.testing.assert_allclose(own.criterion, shared.criterion, rtol=1e-10)
+    assert np.max(np.abs(own.params - shared.params) / own.bse) < AGREE
+
+
+def test_terms_covariances_and_pickles(rng, monkeypatch):
     """Of masks that many responses share, and of scattered ones: as the single fits have them."""
+    monkeypatch.setattr(masks, "FEW", 16)
     m = 20
     g = np.repeat(np.arange(m), 6)
     data = {"arm": np.array(["a", "b", "c"])[g % 3], "t": np.tile(np.arange(6.0), m), "g": g}

@@ -10,6 +10,7 @@ import scipy.linalg
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
+from fastlmm_core.estimation.many import masks
 from fastlmm_core.support.seeds import key_of, stream
 
 ERRORS = 1e-5
@@ -61,7 +62,9 @@ def results():
     yield "scattered", model.fit_many(np.concatenate([Y[:2], Y]), missing="drop")
 
 
-RESULTS = dict(results())
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(masks, "FEW", 16)
+    RESULTS = dict(results())
 
 
 @pytest.fixture(params=RESULTS)

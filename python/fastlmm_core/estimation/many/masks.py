@@ -28,8 +28,12 @@ B = TypeVar("B", bound=BatchFit)
 ALONE = 2
 """Responses of a mask that are fitted by themselves where there are several grouping factors."""
 
-FEW, MANY_SCATTERED = 16, 32
-"""Responses of a mask that are not worth a design of their own, where there are so many of them in all."""
+FEW, MANY_SCATTERED = 64, 32
+"""Responses of a mask that are not worth a design of their own, where there are so many of them in all.
+
+A design takes the time of some three hundred responses with one each; tests of random effects, whose null distribution
+is that of a design, are worth part of that.
+"""
 
 
 class Masked(NamedTuple, Generic[B]):

@@ -565,20 +565,21 @@ def _descend(
     lowest = np.full(len(Y), np.inf)
     theta = np.empty((len(Y), starts.shape[1]))
     own = slice(first, first + len(Y))
-    known = (into.theta_o[own], into.criterion[own]) if len(into.model.factors) > 1 else None
+    known = into.theta_o[own], into.criterion[own]
     step = max(len(Y), SIDE_BY_SIDE)
     for begin in range(0, len(responses), step):
         which = responses[begin : begin + step]
         other = _searched(shared, Y, into, which, starts[begin : begin + step], more, known)
-        np.add.at(into.n_evaluations, first + which, other.n_evaluations)
+        into.n_evaluations[own] += np.bincount(which, other.n_evaluations, len(Y)).astype(np.intc)
         # a minimum is none to certify where a point is known that is lower, whatever that one is
         open_ = (other.status == 0) & (other.criterion < into.criterion[first + which] - CLEARLY)
         into.status[first + which[open_]] = 0
         value = np.where(other.status > 0, other.criterion, np.inf)
         inside = other.status == 1
         ended.append((which[inside], value[inside], other.theta_o[inside]))
-        # the lowest of each response comes first
-        order = np.lexsort((value, which))
+        # few are lower than the minimum that is known; the lowest of each response comes first
+        lower = np.flatnonzero(value < into.criterion[first + which] - LOWER)
+        order = lower[np.lexsort((value[lower], which[lower]))]
         best = order[np.flatnonzero(np.diff(which[order], prepend=-1))]
         best = best[value[best] < lowest[which[best]]]
         lowest[which[best]], theta[which[best]] = value[best], other.theta_o[best]
@@ -593,7 +594,7 @@ def _descend(
 
 def _searched(
     shared: Sided, Y: Array, into: BatchFit, which: Index, starts: Array, more: dict[str, Any],
-    known: tuple[Array, Array] | None,
+    known: tuple[Array, Array],
 ) -> BatchFit:  # fmt: skip
     """Searches from starts of their own; those that have not ended where patience with them does go on from there.
 
@@ -601,15 +602,15 @@ def _searched(
     """
 
     def beside(some: Index) -> dict[str, Any]:
-        return more if known is None else more | {"known": (known[0][some], known[1][some])}
+        return more | {"known": (known[0][some], known[1][some])}
 
-    found = _from(shared, Y, into, which, starts, brief=True, **beside(which))
+    found = _from(shared, Y, into, which, starts, **beside(which))
     for _ in range(GOES_ON):
         going = np.flatnonzero((found.status == 0) & np.isfinite(found.criterion))
         if not len(going):
             break
         some = which[going]
-        again = _from(shared, Y, into, some, found.theta_o[going], brief=True, **beside(some))
+        again = _from(shared, Y, into, some, found.theta_o[going], **beside(some))
         again.n_evaluations += found.n_evaluations[going]
         for name in ("theta_o", "criterion", "status", "n_evaluations"):
             getattr(found, name)[going] = getattr(again, name)

@@ -166,7 +166,8 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
     turned = inverse[:, owner] @ cx
     within = share * kernels.unpack(patterns.within_xx, r)
     ridge = share * (ROUNDING if len(chosen) == len(sizes) else RIDGE)
-    H = within + ridge * np.eye(r) + np.einsum("cai,scaj->sij", cx, turned, optimize=True)
+    tall = (len(columns) * q, r)
+    H = within + ridge * np.eye(r) + cx.reshape(tall).T @ turned.reshape(len(factors), *tall)
     half = np.linalg.inv(np.linalg.cholesky(H))
     length = len(columns) * q
     linear = np.empty((len(factors), r, length + r))
@@ -232,10 +233,22 @@ def narrowed_starts(model: Model, theta: Array) -> Array:
     unit = float(np.sqrt(model.problem.levels / model.problem.n)[0])
     factors = np.zeros((len(theta), structure.q, structure.q))
     factors[:, *structure.positions] = theta / unit
-    axes, sizes, _ = np.linalg.svd(factors)
+    axes, sizes = _pairs_of_axes(factors) if structure.q == 2 else np.linalg.svd(factors)[:2]
     sizes[:, -1] = VANISHING
     narrow = unit * axes * sizes[:, None]
     return np.ascontiguousarray(structure.canonical_many(narrow)[:, *structure.positions])
+
+
+def _pairs_of_axes(factors: Array) -> tuple[Array, Array]:
+    """Principal axes (count, 2, 2) and standard deviations (count, 2) of two effects, the largest first."""
+    a, b, c = factors[:, 0, 0], factors[:, 1, 0], factors[:, 1, 1]
+    first, second = a * a, b * b + c * c
+    angle = 0.5 * np.arctan2(2.0 * a * b, first - second)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    axes = np.stack([cosine, -sine, sine, cosine], axis=1).reshape(-1, 2, 2)
+    large = np.sqrt(0.5 * (first + second + np.hypot(first - second, 2.0 * a * b)))
+    small = np.divide(np.abs(a * c), large, out=np.zeros_like(large), where=large > 0.0)
+    return axes, np.column_stack([large, small])
 
 
 def beside_starts(model: Model, near: Index, edge: Index, known: Array) -> tuple[Index, Array]:
@@ -256,7 +269,7 @@ def beside_starts(model: Model, near: Index, edge: Index, known: Array) -> tuple
     thetas : (count, n_par) array
     """
     unit, structure = np.sqrt(model.problem.levels / model.problem.n), model.structure
-    both = np.union1d(near, edge)
+    both = np.sort(np.concatenate([near, edge]))
     even = np.array([structure.theta(np.diag(size * unit)) for size in EVEN])
     responses = np.concatenate([np.tile(both, len(even)), near])
     return responses, np.concatenate([np.repeat(even, len(both), axis=0), narrowed_starts(model, known)])

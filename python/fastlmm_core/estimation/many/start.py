@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...covariance.parameters import vech_positions
-from ...engines.one_factor.problem import one_factor
+from ...engines.one_factor.problem import OneFactorProblem, one_factor
 from ...kernels import unpack
 from ...kernels.records import BatchPatterns, BatchStart
 from ...support.types import Array, Index
-from ..fit import Fit, estimate
+from ..search import descend
 
 if TYPE_CHECKING:
+    from ...covariance.parameters import CovarianceStructure
     from ..model import Model
 
 __all__ = ["batch_start"]
@@ -39,7 +40,7 @@ def batch_start(model: Model, patterns: BatchPatterns) -> BatchStart:
     """
     problem, structure = one_factor(model.problem), model.structure
     q, r = structure.q, problem.rank
-    fitted = estimate(Fit, model, True).optimum.factor
+    fitted = _minimum(problem, structure)
     relative = fitted @ fitted.T + 0.25 * problem.m / problem.n * np.eye(q)
     first = structure.canonical(np.asarray(np.linalg.cholesky(relative), dtype=np.float64))
     upper = np.zeros((len(patterns.R), q, q))
@@ -77,7 +78,9 @@ def batch_start(model: Model, patterns: BatchPatterns) -> BatchStart:
             bend[1:, 1:, 1:], bend[0, 0, 0] = third, nu
             bend[0, 1:, 1:] = bend[1:, 0, 1:] = bend[1:, 1:, 0] = square
             bend[0, 0, 1:] = bend[0, 1:, 0] = bend[1:, 0, 0] = trace
-            bend = np.einsum("abc,ia,jb,kc->ijk", bend, basis, basis, basis, optimize=True)
+            for _ in range(3):
+                # the last index becomes the first one
+                bend = np.moveaxis(bend @ basis.T, 2, 0)
         found.append((trace, square, scoring, bend))
     by_reml, by_ml = (tuple(np.ascontiguousarray(one) for one in group) for group in found)
     return BatchStart(
@@ -94,6 +97,15 @@ def batch_start(model: Model, patterns: BatchPatterns) -> BatchStart:
         scoring=(by_reml[2], by_ml[2]),
         bend=(by_reml[3], by_ml[3]) if bent else None,
     )
+
+
+def _minimum(problem: OneFactorProblem, structure: CovarianceStructure) -> Array:
+    """Lambda where a search of the response of a problem ends: whether it is its only minimum does not matter."""
+    engine = problem.criterion()
+    engine.reml = True
+    begin = problem.start(engine)
+    found = descend(engine, structure, begin)
+    return structure.factor(begin if found is None else found[1])
 
 
 def _traces(directions: Array, patterns: BatchPatterns, N: Array, E: Array, third: bool) -> tuple[Array, Array, Array]:
@@ -119,7 +131,8 @@ def _traces(directions: Array, patterns: BatchPatterns, N: Array, E: Array, thir
     twice = np.einsum("aij,bcji->abc", J, Q)
     part = twice - single
     cube = cube + part + part.transpose(2, 0, 1) + part.transpose(1, 2, 0)
-    return trace, square, cube - np.einsum("aij,bjk,cki->abc", J, J, J, optimize=True)
+    pairs = (J[:, None] @ J[None]).reshape(*square.shape, J[0].size)
+    return trace, square, cube - pairs @ J.transpose(0, 2, 1).reshape(len(J), J[0].size).T
 
 
 def _sums(directions: Array, counts: Index, owner: Index, N: Array, E: Array, third: bool) -> list[Array]:
