@@ -260,7 +260,7 @@ def _run(criterion: Evaluated, start: Array, method: str | Callable[..., Any], o
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="Unknown solver options")
         found = minimize(objective, start, method=method, tol=1e-12, options=options, **derivatives)
-    theta = np.asarray(found.x, dtype=float)
+    theta = np.ascontiguousarray(found.x, dtype=float)
     success, limited = getattr(found, "success", True), "iteration" in str(getattr(found, "message", "")).lower()
     return Ended(theta, None, None, float(found.fun), None, None, 0, (), bool(success), limited=limited)
 
