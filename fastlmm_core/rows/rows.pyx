@@ -378,7 +378,7 @@ cdef int whole_sweep(const Pass* d, bint shared, bint plain, code_t kind) noexce
 
 
 cdef class _Reading:
-    """A pass over rows: `Rows` and `RowColumns` of kernels/records.py, held while pointers to them are in use."""
+    """A pass over rows: `Rows` and `RowColumns` of kernels/records/rows.py, held while pointers to them are in use."""
 
     cdef Pass d
     cdef const double[:, :] X

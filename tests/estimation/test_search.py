@@ -22,7 +22,7 @@ from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.estimation.many.search import Ended, narrowed_starts, next_lowest
 from fastlmm_core.estimation.refinement import loses_digits, refined
-from fastlmm_core.kernels.records import BatchCriterion, BatchLook, BatchResults, BatchScreen
+from fastlmm_core.kernels.records.batches import BatchCriterion, BatchLook, BatchResults, BatchScreen
 
 BY_DEFAULT, BY_HAND = 3, 100
 TOLERANCE = 1e-6  # above the best found: a worse optimum

@@ -18,7 +18,8 @@ import oracle
 from fastlmm_core import kernels
 from fastlmm_core.estimation.many.one_factor import shared_design as design
 from fastlmm_core.kernels import variants
-from fastlmm_core.kernels.records import BatchCriterion, BatchResults, RowColumns, Rows
+from fastlmm_core.kernels.records.batches import BatchCriterion, BatchResults
+from fastlmm_core.kernels.records.rows import RowColumns, Rows
 
 LANES = kernels.lanes()
 

@@ -22,7 +22,7 @@ from fastlmm_core import kernels
 from fastlmm_core.engines.scaling import criterion_offset
 from fastlmm_core.kernels import variants
 from fastlmm_core.kernels._newton import eigensystem
-from fastlmm_core.kernels.records import RowColumns, Rows
+from fastlmm_core.kernels.records.rows import RowColumns, Rows
 
 LANES = kernels.lanes()
 """Groups that the chosen variant works on at a time: 2, 4 or 8."""

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import fastlmm_core as flc
-from fastlmm_core.kernels.records import BatchCriterion, BatchResults
+from fastlmm_core.kernels.records.batches import BatchCriterion, BatchResults
 from fastlmm_core.simulation.draws import _effects_and_errors, _scores, parametric, stream_size
 from fastlmm_core.simulation.scores import Scores
 from fastlmm_core.support.seeds import key_of, stream

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
-from ..kernels.records import SharedColumns
+from ..kernels.records.rows import SharedColumns
 from ..support.types import Array
 from ..tables.columns import Table, native_frame
 from ..tables.rows import CallerRows

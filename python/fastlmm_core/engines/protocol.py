@@ -20,7 +20,7 @@ from ..support.types import Array
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
-    from ..kernels.records import ConditionedRows
+    from ..kernels.records.rows import ConditionedRows
 
 __all__ = [
     "CAREFUL", "EASY", "HARD", "ORDINARY", "UNASKED", "Elsewhere", "Engine", "LinearEngine", "LinearProblem", "Problem",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..kernels.records import ConditionedRows
+from ..kernels.records.rows import ConditionedRows
 from ..support.types import Array, Index
 
 __all__ = ["conditioned_rows"]

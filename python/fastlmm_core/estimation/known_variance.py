@@ -29,7 +29,7 @@ from ..covariance.parameters import vech_positions
 from ..engines.protocol import LinearEngine, LinearProblem
 from ..engines.starts import other_starts
 from ..errors import LMMError
-from ..kernels.records import ConditionedRows
+from ..kernels.records.rows import ConditionedRows
 from ..kernels.residuals import ScriptedObjective
 from ..support.types import Array
 from .moments import projected_traces, reduced_traces

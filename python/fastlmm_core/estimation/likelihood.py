@@ -12,7 +12,7 @@ import numpy as np
 
 from ..engines.protocol import Engine, Solution, linear_problem
 from ..engines.scaling import criterion_constant
-from ..kernels.records import ConditionedRows
+from ..kernels.records.rows import ConditionedRows
 from ..support.blas_threads import quiet_product
 from ..support.types import Array
 

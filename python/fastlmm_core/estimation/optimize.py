@@ -20,7 +20,7 @@ from ..engines.protocol import EASY, UNASKED, Elsewhere, LinearEngine
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..kernels import minimize_newton, orthogonal_columns, smallest_parts
-from ..kernels.records import Evaluated
+from ..kernels.records.objectives import Evaluated
 from ..support.types import Array
 from .search import Found, descend, search
 

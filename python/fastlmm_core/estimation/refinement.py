@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..engines.protocol import Solution
 from ..engines.rows import conditioned_rows
-from ..kernels.records import ConditionedRows
+from ..kernels.records.rows import ConditionedRows
 from ..support.blas_threads import quiet_product
 from ..support.types import Array
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..design.independence import cluster_labels
 from ..engines.protocol import Engine
-from ..kernels.records import ConditionedRows
+from ..kernels.records.rows import ConditionedRows
 from ..support.types import Array, Index
 from .model import Model
 

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import (
+from .records.batches import (
     BatchCriterion,
     BatchLook,
     BatchPatterns,

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import ChainLinks
+from .records.residuals import ChainLinks
 
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._newton import Objective
-from .records import ConditionedRows
+from .records.rows import ConditionedRows
 
 _Array = NDArray[np.float64]
 

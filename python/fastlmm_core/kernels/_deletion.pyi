@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import DeletedLines, DeletionSums
+from .records.deletions import DeletedLines, DeletionSums
 
 _Array = NDArray[np.float64]
 _Ints = NDArray[np.int64]

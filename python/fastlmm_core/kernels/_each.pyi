@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import RowsOfDesign, SharedLines, StackedRows, StackResults, StackSearch
+from .records.stacks import RowsOfDesign, SharedLines, StackedRows, StackResults, StackSearch
 
 _Array = NDArray[np.float64]
 

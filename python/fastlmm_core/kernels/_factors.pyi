@@ -1,10 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import (
-    BatchCriterion,
-    BatchLook,
-    BatchResults,
+from .records.batches import BatchCriterion, BatchLook, BatchResults
+from .records.factors import (
     CorrelatedLeaves,
     CorrelatedParts,
     CorrelatedRows,

@@ -3,7 +3,7 @@ from numpy.typing import NDArray
 
 from ._profiled import ProfiledEngine
 from .layouts import Families
-from .records import Positions
+from .records.objectives import Positions
 
 _Array = NDArray[np.float64]
 _Index = NDArray[np.intp]

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .records import Evaluated as _Evaluated
+from .records.objectives import Evaluated as _Evaluated
 
 _Array = NDArray[np.float64]
 

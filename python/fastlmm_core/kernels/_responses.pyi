@@ -1,7 +1,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import BatchResults, VisitResponses
+from .records.batches import BatchResults
+from .records.residuals import VisitResponses
 
 _Array = NDArray[np.float64]
 

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import RowColumns, Rows
+from .records.rows import RowColumns, Rows
 
 _Array = NDArray[np.float64]
 

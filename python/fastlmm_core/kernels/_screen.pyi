@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Evaluated as _Evaluated
+from .records.objectives import Evaluated as _Evaluated
 
 def falls(
     f: _Evaluated,

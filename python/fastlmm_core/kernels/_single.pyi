@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import Rows, SharedColumns
+from .records.rows import Rows, SharedColumns
 
 _Array = NDArray[np.float64]
 

@@ -1,7 +1,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from .records import VisitPatterns
+from .records.residuals import VisitPatterns
 
 _Array = NDArray[np.float64]
 

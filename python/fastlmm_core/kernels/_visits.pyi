@@ -3,7 +3,7 @@ from numpy.typing import NDArray
 
 from ._newton import Objective
 from ._unstructured import UnstructuredSums
-from .records import VisitPatterns
+from .records.residuals import VisitPatterns
 
 _Array = NDArray[np.float64]
 

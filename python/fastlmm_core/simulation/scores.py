@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..engines.one_factor.problem import one_factor
 from ..estimation.many.one_factor import shared_design
 from ..kernels import BatchDesign, unpack
-from ..kernels.records import BatchScores
+from ..kernels.records.batches import BatchScores
 from ..support.seeds import beside
 from ..support.types import Array
 

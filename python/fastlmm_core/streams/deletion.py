@@ -11,7 +11,7 @@ from ..design.grouping import Grouping
 from ..design.streamed import StreamedDesign
 from ..engines.one_factor.problem import OneFactorProblem
 from ..errors import LMMError
-from ..kernels.records import Rows
+from ..kernels.records.rows import Rows
 from ..support.types import Array
 from .labels import CellSlots, joined
 from .recipe import Recipe, Seen

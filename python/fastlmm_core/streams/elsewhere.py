@@ -13,7 +13,7 @@ from ..design.streamed import StreamedCodes
 from ..engines.conditioned import ConditionedProblem
 from ..engines.one_factor.reading import RowSums
 from ..errors import LMMError
-from ..kernels.records import RowColumns
+from ..kernels.records.rows import RowColumns
 from ..support.types import Array, Index
 from .cross_products import CrossProducts
 from .plan import Plan

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engines.one_factor.reading import RowSums
 from ..kernels.reading import add_products
-from ..kernels.records import RowColumns, Rows
+from ..kernels.records.rows import RowColumns, Rows
 from ..support.double_double import Pairs, cholesky, pairs, product, total
 from ..support.types import Array, Index
 

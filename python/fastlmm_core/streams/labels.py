@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..kernels.reading import SlotTable, TextTable
+from ..support.types import Int64
 from ..tables.columns import Column
 from ..tables.labels import in_order, integer_codes, label_array
 
 __all__ = ["CellSlots", "GroupSlots", "joined", "labels_of"]
 
 Array = NDArray[Any]
-Int64 = NDArray[np.int64]
 
 NARROW, SPARSE = 1 << 16, 32
 """Range of whole numbers up to which a table of all of them is kept, whatever the labels and for each label."""

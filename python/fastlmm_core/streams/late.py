@@ -20,7 +20,7 @@ from ..errors import LMMError
 from ..formula.matrices import evaluate, evaluate_piece, floats
 from ..formula.syntax import C_OF_COLUMN, Side, side_of
 from ..kernels.reading import add_products
-from ..kernels.records import Rows
+from ..kernels.records.rows import Rows
 from ..support.double_double import Pairs, pairs, product, total
 from ..support.types import Array, Index
 from ..tables.columns import Column, Table

@@ -14,7 +14,7 @@ from ..design.streamed import random_without_rows
 from ..engines.nested.shared import shared_scales
 from ..engines.one_factor.reading import ArrayRows
 from ..errors import LMMError
-from ..kernels.records import RowColumns, Rows
+from ..kernels.records.rows import RowColumns, Rows
 from .cross_products import CrossProducts
 from .labels import CellSlots
 from .recipe import Recipe, Seen

@@ -15,7 +15,7 @@ from ..engines.nested.shared import SharedColumns
 from ..engines.one_factor.reading import RowSums
 from ..engines.protocol import Problem
 from ..errors import LMMError
-from ..kernels.records import RowColumns, Rows
+from ..kernels.records.rows import RowColumns, Rows
 from ..problem.columns import refuse_non_finite, scaled_triangle
 from ..support.types import Array, Index
 from .cross_products import CrossProducts

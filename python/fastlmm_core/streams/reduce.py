@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .. import kernels
 from ..engines.one_factor.reading import BLOCK, log_sum
 from ..errors import LMMError
-from ..kernels.records import RowColumns, Rows
+from ..kernels.records.rows import RowColumns, Rows
 from ..problem.columns import piece_rows
 from ..support.threads import threads_in_use
 from ..support.types import Array

@@ -11,7 +11,7 @@ from fastlmm_core.covariance.parameters import one_block
 from fastlmm_core.design.grouping import Codes, group_codes
 from fastlmm_core.engines.one_factor import conditioning
 from fastlmm_core.engines.one_factor.reading import ArrayRows
-from fastlmm_core.kernels.records import Rows
+from fastlmm_core.kernels.records.rows import Rows
 
 
 def drawn(rng, trial):

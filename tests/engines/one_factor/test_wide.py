@@ -10,7 +10,7 @@ import oracle
 from dense_inference import Dense
 from fastlmm_core import kernels
 from fastlmm_core.engines.one_factor.wide import WideCriterion
-from fastlmm_core.kernels.records import ConditionedRows
+from fastlmm_core.kernels.records.rows import ConditionedRows
 
 # The same sums of some hundred products in another order, relative to the largest element.
 SAME = 1e-11

@@ -13,7 +13,7 @@ from fastlmm_core import LMMError
 from fastlmm_core.engines.residual import series as series_module
 from fastlmm_core.engines.residual.clusters import ClusterCriterion
 from fastlmm_core.engines.residual.series import SeriesCriterion
-from fastlmm_core.kernels.records import ConditionedRows
+from fastlmm_core.kernels.records.rows import ConditionedRows
 
 EXACT = 1e-9
 """Relative: both are exact, and sums of a few hundred products."""

@@ -17,7 +17,7 @@ from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.estimation.search import screen_of
 from fastlmm_core.kernels.hierarchies import CorrelatedBatch, leaf_products
-from fastlmm_core.kernels.records import BatchLook
+from fastlmm_core.kernels.records.batches import BatchLook
 
 # Differences where the core explains most of what the leaves leave.
 EXACT = 1e-9

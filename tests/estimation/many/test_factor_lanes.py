@@ -14,7 +14,7 @@ from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.kernels.hierarchies import CorrelatedBatch, FactorBatch
-from fastlmm_core.kernels.records import BatchLook
+from fastlmm_core.kernels.records.batches import BatchLook
 
 # Sums of squares of numbers of moderate size; differences where the core explains most of what the leaves leave.
 EXACT = 1e-9

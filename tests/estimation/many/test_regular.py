@@ -9,7 +9,7 @@ import fastlmm_core as flc
 from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
-from fastlmm_core.kernels.records import BatchCriterion, BatchLook, BatchResults
+from fastlmm_core.kernels.records.batches import BatchCriterion, BatchLook, BatchResults
 from regular import is_regular
 
 BORDER = 1e-3  # relative distance from a limit within which dense algebra and the lanes may differ

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from ...kernels.records import ChainLinks
+from ...kernels.records.residuals import ChainLinks
 from ...kernels.residuals import ChainProducts, GapProducts
 from ...support.types import Index
 from .deviations import Common

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...kernels.hierarchies import own_products
 from ...kernels.layouts import Layout
-from ...kernels.records import ConditionedRows
+from ...kernels.records.rows import ConditionedRows
 from ...support.types import Array, Index
 
 __all__ = ["LevelDirections", "vech_place"]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ... import kernels
-from ...kernels.records import RowColumns
+from ...kernels.records.rows import RowColumns
 from ...problem.columns import condition_z
 from ...problem.identification import GroupedColumns
 from ...support.types import Array, Index

@@ -16,7 +16,7 @@ from ...support.types import Array
 
 if TYPE_CHECKING:
     from ...covariance.parameters import CovarianceStructure
-    from ...kernels.records import ConditionedRows
+    from ...kernels.records.rows import ConditionedRows
     from ..crossed.engine import CrossedCriterion
 
 __all__ = ["NestedCriterion"]

@@ -18,7 +18,7 @@ from ... import kernels
 from ...errors import LMMError
 from ...kernels import hierarchies
 from ...kernels.layouts import Families
-from ...kernels.records import Rows
+from ...kernels.records.rows import Rows
 from ...problem.aliasing import suspects
 from ...problem.columns import WELL_CONDITIONED
 from ...support.types import Array, Index

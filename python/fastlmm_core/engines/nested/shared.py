@@ -14,7 +14,7 @@ import numpy as np
 
 from ... import kernels
 from ...covariance.parameters import Block, CovarianceStructure
-from ...kernels.records import RowColumns, Rows
+from ...kernels.records.rows import RowColumns, Rows
 from ...problem.aliasing import refuse_aliased
 from ...problem.columns import (
     ConditionedX,

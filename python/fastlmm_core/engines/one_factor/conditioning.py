@@ -17,7 +17,7 @@ from ... import kernels
 from ...covariance.parameters import CovarianceStructure
 from ...design.grouping import Codes
 from ...errors import LMMError
-from ...kernels.records import RowColumns, Rows, SharedColumns
+from ...kernels.records.rows import RowColumns, Rows, SharedColumns
 from ...problem.aliasing import default_names, refuse_aliased, suspects
 from ...problem.columns import WELL_CONDITIONED, rotation, spread, z_preconditioner
 from ...problem.identification import GroupedColumns, Shared, parts_identify, refuse_unidentified

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...covariance.parameters import CovarianceStructure, one_block
-from ...kernels.records import RowColumns, Rows
+from ...kernels.records.rows import RowColumns, Rows
 from ...support.blas_threads import quiet_product
 from ...support.threads import threads_in_use
 from ...support.types import Array

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import LMMError
-from ...kernels.records import RowColumns, Rows
+from ...kernels.records.rows import RowColumns, Rows
 from ...problem.columns import SAMPLE, refuse_non_finite, scaled_triangle
 from ...support.threads import threads_in_use
 from ...support.types import Array

@@ -10,7 +10,7 @@ import numpy as np
 
 from ... import kernels
 from ...errors import LMMError
-from ...kernels.records import RowColumns
+from ...kernels.records.rows import RowColumns
 from ...problem.columns import WELL_CONDITIONED, independent_columns
 from ...support.types import Array, Index
 from .reading import RowReader, first_mean, unshifted

@@ -24,7 +24,7 @@ from scipy.linalg.blas import dtrsm
 from scipy.linalg.lapack import dpotrf
 
 from ... import kernels
-from ...kernels.records import ConditionedRows
+from ...kernels.records.rows import ConditionedRows
 from ...kernels.residuals import ScriptedObjective
 from ...support.types import Array, Index
 from .panels import GroupSums, Panels

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from ...covariance.parameters import CovarianceStructure
 from ...covariance.residual.varied import Varied
 from ...design.residual import ResidualPart, Stratum
-from ...kernels.records import ClusterRows, ConditionedRows
+from ...kernels.records.residuals import ClusterRows
+from ...kernels.records.rows import ConditionedRows
 from ...kernels.residuals import ClusterSums
 from ...support.memory import require
 from ...support.types import Array, Index

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
-from ...kernels.records import ConditionedRows
+from ...kernels.records.rows import ConditionedRows
 from ...kernels.residuals import ScriptedObjective
 from ...support.types import Array
 from ..protocol import Engine

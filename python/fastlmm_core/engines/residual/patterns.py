@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...design.residual import ResidualPart
-from ...kernels.records import VisitPatterns
+from ...kernels.records.residuals import VisitPatterns
 from ...kernels.residuals import pattern_rows, positions_of, visit_keys
 from ...support.types import Array, Index
 

@@ -40,7 +40,7 @@ from ...covariance.residual.markov import (
 from ...covariance.residual.varied import Varied
 from ...design.residual import ResidualPart, Stratum
 from ...errors import LMMError
-from ...kernels.records import ConditionedRows
+from ...kernels.records.rows import ConditionedRows
 from ...kernels.residuals import GapProducts, SubjectSums
 from ...support.types import Array, Index
 from .clusters import ClusterCriterion

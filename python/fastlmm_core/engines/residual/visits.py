@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from ...covariance.residual.relative import Relative
 from ...covariance.residual.unstructured import Unstructured
 from ...design.residual import ResidualPart
-from ...kernels.records import ConditionedRows
+from ...kernels.records.rows import ConditionedRows
 from ...kernels.residuals import PatternSums, UnstructuredSums
 from ...support.types import Array
 from .criterion import StructuredCriterion

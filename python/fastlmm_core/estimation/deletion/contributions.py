@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...kernels.deletions import others_in_group
-from ...kernels.records import Rows
+from ...kernels.records.rows import Rows
 from ...support.types import Array
 
 if TYPE_CHECKING:

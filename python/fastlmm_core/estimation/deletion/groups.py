@@ -22,7 +22,7 @@ from ...engines.protocol import EASY, HARD, UNASKED, Elsewhere
 from ...engines.starts import moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
-from ...kernels.records import DeletedLines, DeletionSums
+from ...kernels.records.deletions import DeletedLines, DeletionSums
 from ...support.threads import map_in_threads, processors
 from ...support.types import Array
 from ..optimize import SINGULAR, Optimum, optimize

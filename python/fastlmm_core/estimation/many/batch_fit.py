@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...errors import LMMError
-from ...kernels.records import BatchScores
+from ...kernels.records.batches import BatchScores
 from ...support.types import Array
 from ..fit import Fit, estimate
 from ..model import Model

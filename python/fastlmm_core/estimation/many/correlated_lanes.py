@@ -17,8 +17,8 @@ from ...covariance.parameters import vech_positions
 from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import EASY, HARD
 from ...kernels.hierarchies import CorrelatedBatch, FactorBatch, leaf_products
-from ...kernels.records import CorrelatedLeaves, CorrelatedParts, CorrelatedRows, CorrelatedSearch, FactorScreen
-from ...support.types import Array
+from ...kernels.records.factors import CorrelatedLeaves, CorrelatedParts, CorrelatedRows, CorrelatedSearch, FactorScreen
+from ...support.types import Array, Int64
 from ..model import Model
 from ..optimize import close_enough
 from ..refinement import LARGE
@@ -27,7 +27,6 @@ from .factor_lanes import MAX_ITERATIONS, conditioned_z, leaves_apart, moved_sta
 
 __all__ = ["correlated_batch", "further_starts"]
 
-Int64 = NDArray[np.int64]
 
 MOST_WIDE = 4
 """Random effects of a level that the lanes take at most."""

@@ -16,7 +16,7 @@ from ...engines.one_factor.problem import REGULAR, SIX, TELLING, OneFactorProble
 from ...engines.scaling import criterion_constant
 from ...engines.starts import ENOUGH
 from ...errors import LMMError
-from ...kernels.records import SharedLines
+from ...kernels.records.stacks import SharedLines
 from ...support.types import Array
 from .one_factor import shared_design
 

@@ -16,9 +16,9 @@ from ...covariance.parameters import CovarianceStructure
 from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import CAREFUL, EASY, HARD
 from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
-from ...kernels.records import FactorLeaves, FactorParts, FactorRows, FactorScreen, FactorSearch
+from ...kernels.records.factors import FactorLeaves, FactorParts, FactorRows, FactorScreen, FactorSearch
 from ...problem.columns import condition_z, factor_structure
-from ...support.types import Array
+from ...support.types import Array, Int64
 from ..model import Model
 from ..optimize import close_enough
 from ..search import (
@@ -34,7 +34,6 @@ from ..search import (
 
 __all__ = ["MAX_ITERATIONS", "LeavesApart", "conditioned_z", "factor_batch", "leaves_apart", "moved_starts"]
 
-Int64 = NDArray[np.int64]
 
 WORK_UP_TO, PART_UP_TO = 4e6, 8e5
 """Products of an evaluation, and of one part of the core, up to which vectors over responses are faster than BLAS."""

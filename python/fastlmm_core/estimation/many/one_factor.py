@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
-from ...kernels.records import BatchPatterns, BatchRows, BatchSearch
+from ...kernels.records.batches import BatchPatterns, BatchRows, BatchSearch
 from ...support.types import Array
 from ..model import Model
 from ..optimize import close_enough

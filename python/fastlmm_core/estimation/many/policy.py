@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
-from ...kernels.records import NOT_FINITE, BatchCriterion, BatchLook, BatchResults, BatchScores, BatchSums
+from ...kernels.records.batches import NOT_FINITE, BatchCriterion, BatchLook, BatchResults, BatchScores, BatchSums
 from ...support.blas_threads import one_blas_thread
 from ...support.checks import plain_array
 from ...support.memory import blas_callers

@@ -15,7 +15,7 @@ from ... import kernels
 from ...engines.one_factor.problem import DOMINATED, SIX, TELLING, OneFactorProblem, one_factor
 from ...engines.protocol import CAREFUL, HARD, ORDINARY, linear_engine, linear_problem
 from ...engines.starts import ENOUGH, few_groups
-from ...kernels.records import BatchPatterns, BatchScreen
+from ...kernels.records.batches import BatchPatterns, BatchScreen
 from ...support.types import Array, Index
 from ..search import (
     CLOSE_SPREAD,

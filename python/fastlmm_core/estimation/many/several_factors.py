@@ -23,7 +23,7 @@ from ...engines.crossed.problem import CrossedProblem
 from ...engines.protocol import EASY, UNASKED, Relaxed
 from ...errors import LMMError
 from ...kernels import minimize_newton
-from ...kernels.records import NOT_FINITE, BatchCriterion, BatchResults
+from ...kernels.records.batches import NOT_FINITE, BatchCriterion, BatchResults
 from ...support.blas_threads import one_blas_thread
 from ...support.types import Array, Index
 from ..fit import Fit, estimate

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
 from ...kernels import BatchDesign, unpack
-from ...kernels.records import BatchPatterns, BatchScores
+from ...kernels.records.batches import BatchPatterns, BatchScores
 from ...support.types import Array
 from ...tables.stored import Compressed, StoredResponses
 from ..model import Model

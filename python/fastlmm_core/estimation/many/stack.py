@@ -16,7 +16,7 @@ from ...design.ownership import Seals
 from ...design.terms import RandomPart
 from ...engines.protocol import CAREFUL, EASY, HARD
 from ...formula.coding import FixedTerm, fixed_terms
-from ...kernels.records import SharedLines, StackedRows, StackSearch
+from ...kernels.records.stacks import SharedLines, StackedRows, StackSearch
 from ...kernels.stacks import ProblemStack
 from ...support.types import Array
 from ..model import Model

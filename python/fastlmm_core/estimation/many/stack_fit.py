@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...covariance.directions import inverse_hessian
 from ...errors import LMMError
-from ...kernels.records import StackResults
+from ...kernels.records.stacks import StackResults
 from ...support.blas_threads import one_blas_thread
 from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count

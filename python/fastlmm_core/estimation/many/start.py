@@ -9,7 +9,7 @@ import numpy as np
 from ...covariance.parameters import vech_positions
 from ...engines.one_factor.problem import OneFactorProblem, one_factor
 from ...kernels import unpack
-from ...kernels.records import BatchPatterns, BatchStart
+from ...kernels.records.batches import BatchPatterns, BatchStart
 from ...support.types import Array, Index
 from ..search import descend
 

@@ -14,7 +14,7 @@ from ...design.ownership import Seals, sealed
 from ...design.terms import RandomPart
 from ...errors import LMMError
 from ...formula.coding import FixedTerm
-from ...kernels.records import RowsOfDesign, SharedLines
+from ...kernels.records.stacks import RowsOfDesign, SharedLines
 from ...kernels.stacks import ProblemStack
 from ...support.checks import plain_array
 from ...support.types import Array

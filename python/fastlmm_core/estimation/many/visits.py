@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from ...covariance.residual.unstructured import Unstructured
 from ...engines.residual.problem import SPANNED, ResidualProblem
 from ...engines.residual.visits import NEARLY
-from ...kernels.records import BatchCriterion, BatchResults, VisitPatterns, VisitResponses
+from ...kernels.records.batches import BatchCriterion, BatchResults
+from ...kernels.records.residuals import VisitPatterns, VisitResponses
 from ...support.types import Array
 from ..optimize import close_enough
 
