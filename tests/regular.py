@@ -51,15 +51,16 @@ def is_regular(y, X, Z, groups, G, reml, rise) -> tuple[bool, float]:
     least = float(np.linalg.eigvalsh(root @ (observed + observed.T) @ root.T / 2.0)[0])
     V = np.linalg.inv(oracle.relative_v(Z, groups, G))
     r = V @ (y - X @ oracle.beta(y, X, Z, groups, G))
-    t = np.empty(m)
+    whitened = np.empty((m, q))
     for g in range(m):
         rows = groups == g
-        e = Z[rows].T @ r[rows]
-        t[g] = e @ np.linalg.solve(Z[rows].T @ V[np.ix_(rows, rows)] @ Z[rows], e)
-    # groups with one A_i count with the mean of their squares
+        N = Z[rows].T @ V[np.ix_(rows, rows)] @ Z[rows]
+        whitened[g] = np.linalg.solve(np.linalg.cholesky(N), Z[rows].T @ r[rows])
+    # of groups with one A_i the sum of outer products is all that the criterion reads
     which = np.unique(np.round(A.reshape(m, -1), 9), axis=0, return_inverse=True)[1].ravel()
-    counts, sums = np.bincount(which), np.bincount(which, weights=t)
-    worth = t.sum() ** 2 / np.sum(sums**2 / counts)
+    mean = np.sum(whitened**2) / (m * q)
+    apart = [whitened[which == a].T @ whitened[which == a] - np.sum(which == a) * mean * np.eye(q) for a in set(which)]
+    worth = np.sum(whitened**2) ** 2 / (np.sum(np.square(apart)) + m * q * mean**2)
     limits = ((worth, WORTH * m), (least, LIKE_EXPECTED), (rise, RISE))
     told = m >= ENOUGH * q and telling >= TELLING * m and all(found > limit for found, limit in limits)
     return told, min(abs(found / limit - 1.0) for found, limit in limits)

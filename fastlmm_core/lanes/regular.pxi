@@ -6,9 +6,13 @@
 #
 #     I_DF = sum tr(N D N F) - sum tr(N D) sum tr(N F) / nu                   (by ML exactly)
 #
-# With t = c'W^-1 c, c = (c_x, c_y) b, b = (-beta, 1), summed over the n_i groups of a pattern, the variation within the
-# groups' own columns is worth (sum t)^2 / sum (t^2 / n_i) groups.  As e = E b = R'W^-1 c and N = R'W^-1 R, t = e'N^-1 e; of
-# what has no columns of its own t = tr(N^-1 R'W^-1 rest W^-1 R).
+# With M = sum N^-1/2 e e' N^-T/2 over the c groups of a pattern, e = R'W^-1 c b, b = (-beta, 1), T = sum tr M, and
+# tau = T / (m q), the variation within the groups' own columns is worth
+#
+#     T^2 / (sum |M - c tau I|^2 + m q tau^2) = T^2 / sum (|M|^2 - (c - 1) (2 tau tr M - c q tau^2))
+#
+# groups.  Of groups that share no pattern that is (sum t)^2 / sum t^2, t = tr M, and of normal effects m q / (q + 2), however
+# many groups have a pattern.  What has no columns of its own adds R'W^-1 rest W^-1 R to sum e e'.
 
 cdef double LIKE_EXPECTED = 0.5
 """Share of the expected second derivatives, in every direction, above which the observed ones come near to them."""
@@ -41,49 +45,14 @@ cdef void boundary_near(const Batch* d, Lanes* s, vec* least) noexcept nogil:
 
 # Sums over groups; work space for one.
 cdef struct Regularity:
-    vec squares     # sum t
-    vec fourth      # sum t^2 / c
+    vec squares     # sum tr M
+    vec fourth      # sum |M|^2
+    vec joined      # sum (c - 1) tr M
+    double pairs    # sum c (c - 1)
     vecu* tensor    # (n_a, n_a) sum c N (x) N
     vecu* half      # (q, q), and (q,) beside it
-
-
-cdef inline vec whitened_square(Py_ssize_t q, Py_ssize_t k, const vecu* E, const vecu* b, vecu* half
-                                ) noexcept nogil:
-    """e'N^-1 e of a column, e = E b, by the factor `half` of N."""
-    cdef Py_ssize_t a, j, l
-    cdef vecu* e = half + q * q
-    cdef vec t, total
-    total = VEC_SET(0.0)
-    for a in range(q):
-        t = E[a * k + k - 1]
-        for j in range(k - 1):
-            t = t + E[a * k + j] * b[j]
-        for l in range(a):
-            t = t - half[a * q + l] * e[l]
-        # the diagonal holds reciprocals
-        e[a] = t * half[a * q + a]
-        total = total + e[a] * e[a]
-    return total
-
-
-cdef inline vec whitened_rest(Py_ssize_t q, const vecu* rest, vecu* half) noexcept nogil:
-    """tr(N^-1 rest), packed, by the factor `half` of N: the columns of its inverse one by one."""
-    cdef Py_ssize_t a, b, c, l
-    cdef vecu* column = half + q * q
-    cdef vec t, total
-    total = VEC_SET(0.0)
-    for c in range(q):
-        # row c of half^-1, from its diagonal down to the first column
-        for a in range(c, -1, -1):
-            t = VEC_SET(1.0 if a == c else 0.0)
-            for l in range(a + 1, c + 1):
-                t = t - half[l * q + a] * column[l]
-            column[a] = t * half[a * q + a]
-        for a in range(c + 1):
-            for b in range(c + 1):
-                t = rest[a * (a + 1) // 2 + b] if a >= b else rest[b * (b + 1) // 2 + a]
-                total = total + column[a] * column[b] * t
-    return total
+    vecu* both      # (q, q) sum e e'
+    vecu* b         # (k,)
 
 
 cdef inline void take_half(Py_ssize_t q, const vecu* N, vecu* half) noexcept nogil:
@@ -101,14 +70,101 @@ cdef inline void take_half(Py_ssize_t q, const vecu* N, vecu* half) noexcept nog
                 half[a * q + a] = VEC_RSQRT_ABOVE(t, N[a * (a + 1) // 2 + a] * 1e-12 + 1e-300)
 
 
-cdef inline void add_regularity(Py_ssize_t q, const vecu* N, vec square, double count, Regularity* r) noexcept nogil:
-    """Add what `count` groups with one N are, `square` the sum of their whitened squares."""
+cdef inline vec own_part(Py_ssize_t k, const vecu* row, const vecu* b) noexcept nogil:
+    """An element of e = E b, by its row of E."""
+    cdef Py_ssize_t j
+    cdef vec t = row[k - 1]
+    for j in range(k - 1):
+        t = t + row[j] * b[j]
+    return t
+
+
+cdef inline vec whitened_square(Py_ssize_t q, Py_ssize_t k, const vecu* E, const Regularity* r) noexcept nogil:
+    """e'N^-1 e of a column, e = E b, by the factor of N."""
+    cdef Py_ssize_t a, l
+    cdef const vecu* half = r.half
+    cdef vecu* e = r.half + q * q
+    cdef vec t, total
+    total = VEC_SET(0.0)
+    for a in range(q):
+        t = own_part(k, E + a * k, r.b)
+        for l in range(a):
+            t = t - half[a * q + l] * e[l]
+        # the diagonal holds reciprocals
+        e[a] = t * half[a * q + a]
+        total = total + e[a] * e[a]
+    return total
+
+
+cdef inline void add_regularity(Py_ssize_t q, const vecu* N, vec trace, vec square, double count, Regularity* r
+                                ) noexcept nogil:
+    """Add what `count` groups with one N are, by tr M and |M|^2."""
     cdef Py_ssize_t n_a = q * (q + 1) // 2, i, j
     for i in range(n_a):
         for j in range(n_a):
             r.tensor[i * n_a + j] = r.tensor[i * n_a + j] + count * N[i] * N[j]
-    r.squares = r.squares + square
-    r.fourth = r.fourth + square * square * (1.0 / count)
+    r.squares = r.squares + trace
+    r.fourth = r.fourth + square
+    r.joined = r.joined + (count - 1.0) * trace
+    r.pairs += count * (count - 1.0)
+
+
+cdef inline void begin_pattern(Py_ssize_t q, const vecu* rest, Regularity* r) noexcept nogil:
+    """What has no columns of its own, packed, as the first part of sum e e'."""
+    cdef Py_ssize_t a, b
+    for a in range(q):
+        for b in range(a + 1):
+            r.both[a * q + b] = r.both[b * q + a] = rest[a * (a + 1) // 2 + b]
+
+
+cdef inline void add_column(Py_ssize_t q, Py_ssize_t k, const vecu* E, const Regularity* r) noexcept nogil:
+    """Add e e' of a column, e = E b."""
+    cdef Py_ssize_t a, l
+    cdef vecu* e = r.half + q * q
+    for a in range(q):
+        e[a] = own_part(k, E + a * k, r.b)
+    for a in range(q):
+        for l in range(q):
+            r.both[a * q + l] = r.both[a * q + l] + e[a] * e[l]
+
+
+cdef inline void add_pattern(Py_ssize_t q, const vecu* N, double count, Regularity* r) noexcept nogil:
+    """Whiten sum e e' from both sides, and add what the `count` groups of the pattern are."""
+    cdef Py_ssize_t side, line, a, l, to_row, to_next
+    cdef vec t, trace, square
+    for side in range(2):
+        to_row = q if side == 0 else 1
+        to_next = 1 if side == 0 else q
+        for line in range(q):
+            for a in range(q):
+                t = r.both[a * to_row + line * to_next]
+                for l in range(a):
+                    t = t - r.half[a * q + l] * r.both[l * to_row + line * to_next]
+                r.both[a * to_row + line * to_next] = t * r.half[a * q + a]
+    trace = VEC_SET(0.0)
+    square = VEC_SET(0.0)
+    for a in range(q):
+        trace = trace + r.both[a * q + a]
+        for l in range(q):
+            square = square + r.both[a * q + l] * r.both[a * q + l]
+    add_regularity(q, N, trace, square, count, r)
+
+
+cdef inline void add_groups(Py_ssize_t q, Py_ssize_t k, const vecu* N, const vecu* rest, const vecu* E, Py_ssize_t columns,
+                            double count, Regularity* r) noexcept nogil:
+    """Add the `count` groups of a pattern; one by itself has no rest."""
+    cdef Py_ssize_t c
+    cdef vec t = VEC_SET(0.0)
+    take_half(q, N, r.half)
+    if count > 1.0:
+        begin_pattern(q, rest, r)
+        for c in range(columns):
+            add_column(q, k, E + c * q * k, r)
+        add_pattern(q, N, count, r)
+    else:
+        for c in range(columns):
+            t = t + whitened_square(q, k, E + c * q * k, r)
+        add_regularity(q, N, t, t * t, count, r)
 
 
 cdef inline vec expected_at(Py_ssize_t n_a, const vecu* T, const Py_ssize_t* one, const Py_ssize_t* other) noexcept nogil:
@@ -154,49 +210,49 @@ cdef void judge_regularity(const Batch* d, Lanes* s, const Regularity* r, vec m,
     cdef Py_ssize_t n = d.n_par, i
     cdef vecu* zero = <vecu*> s.step
     cdef vecu* small = <vecu*> s.small
-    cdef vec worth, rise, decrement, definite
+    cdef vec worth, fourth, mean, rise, decrement, definite
     boundary_near(d, s, &rise)
     leave_expected(d, s, r)
     for i in range(n):
         zero[i] = VEC_SET(0.0)
     newton_step(n, <vecu*> s.f.curve, zero, small, small + n * n, <vecu*> s.f.work, &decrement, &definite)
-    worth = r.squares * r.squares - WORTH_OF_GROUPS * m * r.fourth
+    mean = r.squares / (m * VEC_SET(<double> d.q))
+    fourth = r.fourth - mean * (VEC_SET(2.0) * r.joined - mean * VEC_SET(d.q * r.pairs))
+    worth = r.squares * r.squares - WORTH_OF_GROUPS * m * fourth
     worth = VEC_WHERE_POSITIVE(worth, definite, VEC_SET(-1.0))
     regular[0] = VEC_WHERE_POSITIVE(rise - RISE_WITHIN, worth, VEC_SET(-1.0))
 
 
-cdef inline void begin_regularity(Py_ssize_t n_a, Lanes* s, Regularity* r) noexcept nogil:
-    cdef Py_ssize_t i
+cdef inline void begin_regularity(Py_ssize_t q, Lanes* s, Regularity* r) noexcept nogil:
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, i
     r.tensor = <vecu*> s.f.tensor
     r.half = <vecu*> s.small
+    r.both = r.half + q * (q + 1)
+    r.b = <vecu*> s.f.gls.b
     r.squares = VEC_SET(0.0)
     r.fourth = VEC_SET(1e-300)
+    r.joined = VEC_SET(0.0)
+    r.pairs = 0.0
     for i in range(n_a * n_a):
         r.tensor[i] = VEC_SET(0.0)
 
 
 cdef inline void sum_patterns(Py_ssize_t q, const Batch* d, Lanes* s, Regularity* r) noexcept nogil:
     """The sums of responses on one design, from what their last evaluation keeps."""
-    cdef Py_ssize_t k = d.p + 1, n_a = q * (q + 1) // 2, pattern, c
+    cdef Py_ssize_t k = d.p + 1, n_a = q * (q + 1) // 2, pattern, columns
     cdef const vecu* N = <vecu*> s.store
     cdef const vecu* E = N + d.n_patterns * 2 * n_a
-    cdef vec square
-    cdef double count
     for pattern in range(d.n_patterns):
-        count = <double> (d.groups[pattern + 1] - d.groups[pattern])
-        take_half(q, N, r.half)
-        square = whitened_rest(q, N + n_a, r.half) if count > 1.0 else VEC_SET(0.0)
-        for c in range(d.columns[pattern], d.columns[pattern + 1]):
-            square = square + whitened_square(q, k, E, <vecu*> s.f.gls.b, r.half)
-            E = E + q * k
-        add_regularity(q, N, square, count, r)
+        columns = d.columns[pattern + 1] - d.columns[pattern]
+        add_groups(q, k, N, N + n_a, E, columns, <double> (d.groups[pattern + 1] - d.groups[pattern]), r)
+        E = E + columns * q * k
         N = N + 2 * n_a
 
 
 cdef void regular_responses(const Batch* d, Lanes* s, vec* regular) noexcept nogil:
     """Positive where the minimum at which responses on one design have been evaluated is that of regular data."""
     cdef Regularity r
-    begin_regularity(d.q * (d.q + 1) // 2, s, &r)
+    begin_regularity(d.q, s, &r)
     if d.q == 2:
         sum_patterns(2, d, s, &r)
     else:
@@ -209,8 +265,7 @@ cdef inline void sum_problems(Py_ssize_t q, Py_ssize_t k, Lanes* s, Regularity* 
     cdef Py_ssize_t n_a = q * (q + 1) // 2, g
     cdef const vecu* N = <vecu*> s.own.store
     for g in range(s.own.m):
-        take_half(q, N, r.half)
-        add_regularity(q, N, whitened_square(q, k, N + n_a, <vecu*> s.f.gls.b, r.half), 1.0, r)
+        add_groups(q, k, N, NULL, N + n_a, 1, 1.0, r)
         N = N + n_a + q * k
 
 
@@ -221,7 +276,7 @@ cdef void regular_problems(const Batch* d, const ProblemSums* sums, Lanes* s, ve
     cdef vec m = VEC_SET(1.0)
     for lane in range(LANES):
         (<double*> &m)[lane] = sums[lane].m
-    begin_regularity(d.q * (d.q + 1) // 2, s, &r)
+    begin_regularity(d.q, s, &r)
     if d.q == 2:
         sum_problems(2, d.p + 1, s, &r)
     else:

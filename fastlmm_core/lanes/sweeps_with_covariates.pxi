@@ -313,41 +313,36 @@ cdef inline void sum_line_patterns(Py_ssize_t q, const Batch* d, Lanes* s, Regul
     """The sums by which regular data are told, from what the last evaluation keeps."""
     cdef const Batch* base = d.lines.base
     cdef Py_ssize_t p = base.p, e = d.lines.n_lines, k = p + e, n_a = q * (q + 1) // 2, n_r = rest_size(d)
-    cdef Py_ssize_t pattern, a, b, c, l, m, pos
+    cdef Py_ssize_t pattern, columns, a, b, l, m, pos
     cdef const vecu* b_y = (<vecu*> s.f.gls.b) + p
     cdef const vecu* N = <vecu*> s.own.store
     cdef const vecu* E = N + base.n_patterns * (n_a + n_r)
     cdef const vecu* rest
     cdef vec residual[6]
-    cdef vec square, t
+    cdef vec t
     cdef double count
     for pattern in range(base.n_patterns):
         count = <double> (base.groups[pattern + 1] - base.groups[pattern])
+        columns = base.columns[pattern + 1] - base.columns[pattern]
         rest = N + n_a
-        take_half(q, N, r.half)
-        square = VEC_SET(0.0)
-        if count > 1.0:
-            pos = 0
-            for a in range(q):
-                for b in range(a + 1):
-                    t = VEC_SET(0.0)
-                    for l in range(e):
-                        for m in range(e):
-                            t = t + b_y[l] * b_y[m] * rest[packed_place(a * e + l, b * e + m)]
-                    residual[pos] = t
-                    pos = pos + 1
-            square = whitened_rest(q, <vecu*> residual, r.half)
-        for c in range(base.columns[pattern], base.columns[pattern + 1]):
-            square = square + whitened_square(q, k, E, <vecu*> s.f.gls.b, r.half)
-            E = E + q * k
-        add_regularity(q, N, square, count, r)
+        pos = 0
+        for a in range(q if count > 1.0 else 0):
+            for b in range(a + 1):
+                t = VEC_SET(0.0)
+                for l in range(e):
+                    for m in range(e):
+                        t = t + b_y[l] * b_y[m] * rest[packed_place(a * e + l, b * e + m)]
+                residual[pos] = t
+                pos = pos + 1
+        add_groups(q, k, N, <vecu*> residual, E, columns, count, r)
+        E = E + columns * q * k
         N = N + n_a + n_r
 
 
 cdef void regular_lines(const Batch* d, Lanes* s, vec* regular) noexcept nogil:
     """Positive where the minimum at which responses with covariates have been evaluated is that of regular data."""
     cdef Regularity r
-    begin_regularity(d.q * (d.q + 1) // 2, s, &r)
+    begin_regularity(d.q, s, &r)
     if d.q == 2:
         sum_line_patterns(2, d, s, &r)
     else:

@@ -17,6 +17,8 @@ KINDS = {
     "zeros": ["a", "a\0", "a\0\0", "\0", "", "a\0b"],
     "not in ASCII": ["é", "e\u0301", "z", "𝒳", "\uffff", "名前", "名", "ß", "ss"],
     "numbers": [str(i) for i in range(-1500, 1500)],
+    "bytes without odd ones": [str(i) for i in range(1000) if set(str(i)) <= set("02468")],
+    "ends of unequal lengths": ["patient " + end for end in ("zz", "aaaa", "m", "kkk")],
     "one": ["same"],
     "empty": [""],
 }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import fastlmm_core as flc
+import landscapes
 from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
@@ -86,3 +89,34 @@ def test_minima_of_regular_data(q: int, own: bool, reml: bool) -> None:
             assert (stack.n_evaluations[i] < CLOSELY) == regular
         seen[regular] += 1
     assert min(seen) >= 5
+
+
+def hostile_responses(problem: landscapes.Problem, rng: np.random.Generator, count: int) -> np.ndarray:
+    """Residuals of other signs and sizes; effects and errors with tails like those of Cauchy, and lighter ones."""
+    groups, Z, n = problem.terms[0].codes, problem.terms[0].Z, len(problem.y)
+    m, q = groups.max() + 1, Z.shape[1]
+    mean = problem.X @ np.linalg.lstsq(problem.X, problem.y, rcond=None)[0]
+    Y = np.empty((count, n))
+    for i in range(count):
+        kind = i % 4
+        if kind == 0:
+            Y[i] = mean + rng.choice([-1.0, 1.0], n) * np.exp(rng.normal(0.0, 0.3, n)) * (problem.y - mean)
+            continue
+        tails = rng.standard_t(1.0, (m, 1)) if kind == 1 else rng.standard_t(3.0, (m, 1)) if kind == 2 else 1.0
+        b = tails * rng.standard_normal((m, q)) * 10.0 ** rng.uniform(-1.0, 1.0, q)
+        e = rng.standard_t(2.0, n) if kind < 3 else rng.standard_normal(n)
+        if kind == 1:
+            e = e * np.where(rng.uniform(size=m) < 0.15, 10.0 ** rng.uniform(0.0, 1.5), 1.0)[groups]
+        Y[i] = np.sum(b[groups] * Z, axis=1) + e
+    return Y
+
+
+def test_one_group_outweighs_those_that_share_its_times() -> None:
+    problem = landscapes.problem("uneven_groups", 800009)
+    term = problem.terms[0]
+    y = hostile_responses(problem, np.random.default_rng([9, 5]), 70)[69]
+    model = flc.LinearMixedModel(problem.y, problem.X, term.Z, term.codes)
+    batch = model.fit_many(np.array([problem.y, y]), reml=problem.reml)
+    lowest = landscapes.lowest(replace(problem, y=y))
+    assert lowest == pytest.approx(693.26025, abs=1e-4)
+    assert batch.criterion[1] == pytest.approx(lowest, abs=1e-6)
