@@ -159,6 +159,7 @@ def test_lengths_that_differ(name, n):
         ({"y": np.full(N, 3.7)}, r"^y is constant: .*check"),
         ({"y": np.zeros(N)}, r"^y is constant"),
         ({"y": good()["X"] @ [1.0, 2.0]}, r"^y is reproduced exactly by the fixed effects"),
+        ({"y": 1e-180 * np.arange(N) ** 2}, r"^y is so small that its squares vanish: rescale y"),
         ({"y": np.arange(M, dtype=float)[good()["groups"]] ** 2}, r"^y is reproduced exactly within every group"),
     ],
 )

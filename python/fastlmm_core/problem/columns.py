@@ -30,6 +30,7 @@ __all__ = [
     "finite_checks",
     "fixed_fields",
     "independent_columns",
+    "nothing_left",
     "piece_rows",
     "refuse_non_finite",
     "revealed",
@@ -49,6 +50,9 @@ CHECKED = 2**14
 
 WELL_CONDITIONED = 1e-5
 """Smallest 1 - R^2 of a column on its predecessors for which cross-products are exact enough."""
+
+VANISHING = 1e-290
+"""y'y below which its digits are lost."""
 
 RANK_TOLERANCE = 1e-7
 """A column whose part outside its predecessors is shorter than this, relatively, is dropped (as in R)."""
@@ -334,12 +338,19 @@ def condition_y(
     squares = float(rest @ rest)
     if not squares > 1e-30 * before:
         if not takes_all:
-            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+            raise nothing_left(before)
         squares = before if before > 0.0 else float(len(y))
         if sigma is not None and not given:
             squares = len(y) * sigma**2
     scale = sqrt(squares / len(y))
     return rest / scale, scale, shift + x.turn @ beta_o
+
+
+def nothing_left(squares: float) -> LMMError:
+    """What y of which X leaves nothing is refused with; `squares`: y'y before."""
+    if squares < VANISHING:
+        return LMMError("y is so small that its squares vanish: rescale y to values above 1e-140 in size")
+    return LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
 
 
 def _scaled(columns: Array, shift_scale: Array, root: Array | None) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from ... import kernels
 from ...errors import LMMError
 from ...kernels.records.rows import RowColumns
-from ...problem.columns import WELL_CONDITIONED, independent_columns
+from ...problem.columns import WELL_CONDITIONED, independent_columns, nothing_left
 from ...support.types import Array, Index
 from .reading import RowReader, first_mean, unshifted
 
@@ -160,7 +160,7 @@ def conditioned_sums(
     # beta0 is not zero only where it has been taken from y before the sums
     if not rest > 1e-30 * total:
         if not takes_all:
-            raise LMMError("y is reproduced exactly by the fixed effects: there is no variation left to model")
+            raise nothing_left(total)
         scale = sqrt(total / n) if total > 0.0 else 1.0
         if sigma is not None and not given:
             scale, alone = sigma, float(n)
