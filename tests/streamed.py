@@ -27,6 +27,21 @@ def cut(data, size):
     return [data.iloc[i : i + size] for i in range(0, len(data), size)]
 
 
+def frame_of(parts):
+    """A data frame of Dask with these partitions."""
+    import dask.dataframe as dd
+
+    return dd.from_map(lambda i: parts[i], range(len(parts)), meta=parts[0].iloc[:0])
+
+
+def client_of(workers=2, threads=1):
+    """A client of workers in this process, with so many threads each."""
+    from distributed import Client
+
+    return Client(processes=False, n_workers=workers, threads_per_worker=threads, dashboard_address=":0",
+                  set_as_default=False)  # fmt: skip
+
+
 def same_bits(one, other):
     assert one.criterion == other.criterion
     np.testing.assert_array_equal(np.asarray(one.theta), np.asarray(other.theta))

@@ -13,25 +13,16 @@ from fastlmm_core.engines.one_factor.panels import Panels
 from fastlmm_core.engines.one_factor.wide import WideCriterion
 from fastlmm_core.streams.cross_products import Lines
 from fastlmm_core.streams.shuffle import bucket_of, distinct, gathered, hashes_of, split
-from streamed import FORMULA, cut, simulated
+from streamed import FORMULA, OTHER_ORDER, client_of, cut, frame_of, simulated
 
-dd = pytest.importorskip("dask.dataframe")
-distributed = pytest.importorskip("distributed")
-
-OTHER_ORDER = 1e-12
-"""Criteria by sums in another order, relative."""
+pytest.importorskip("dask.dataframe")
+pytest.importorskip("distributed")
 
 
 @pytest.fixture(scope="module")
 def client():
-    with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0",
-                            set_as_default=False) as found:  # fmt: skip
+    with client_of() as found:
         yield found
-
-
-def frame_of(data, size=700):
-    parts = cut(data, size)
-    return dd.from_map(lambda i: parts[i], range(len(parts)), meta=parts[0].iloc[:0])
 
 
 def rows(**more):
@@ -55,7 +46,7 @@ def models(client):
     @cache
     def of(case):
         formula, options = CASES[case]
-        frame = frame_of(rows())
+        frame = frame_of(cut(rows(), 700))
         made = {count: flc.lmm(formula, frame, client=client, buckets=count, **options) for count in (1, 7)}
         return flc.lmm(formula, frame, client=client, **options), made
 
@@ -91,10 +82,9 @@ def test_the_fit_of_groups_that_are_here(models, case, reml):
 
 
 def test_workers_change_no_bit(client):
-    frame = frame_of(rows())
+    frame = frame_of(cut(rows(), 700))
     found = [flc.lmm(FORMULA, frame, client=client, buckets=5).fit()]
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=3, dashboard_address=":0",
-                            set_as_default=False) as other:  # fmt: skip
+    with client_of(workers=1, threads=3) as other:
         found.append(flc.lmm(FORMULA, frame, client=other, buckets=5).fit())
         assert found[0].criterion == found[1].criterion
         np.testing.assert_array_equal(found[0].theta, found[1].theta)
@@ -162,7 +152,7 @@ def test_sums_of_parts_are_sums():
 
 def test_what_is_refused(client):
     data = rows()
-    frame = frame_of(data)
+    frame = frame_of(cut(data, 700))
     fit = flc.lmm(FORMULA, frame, client=client, buckets=3).fit()
     for use in (
         lambda: fit.random_effects, lambda: fit.influence(source=data), lambda: fit.profile(),
@@ -180,9 +170,9 @@ def test_what_is_refused(client):
         flc.lmm(FORMULA, frame, buckets=3)
     with pytest.raises(flc.LMMError, match="buckets=0 must be a positive number"):
         flc.lmm(FORMULA, frame, client=client, buckets=0)
-    near = frame_of(data.assign(u=data["x"] + 1e-4 * np.random.default_rng(1).normal(size=len(data))))
+    near = frame_of(cut(data.assign(u=data["x"] + 1e-4 * np.random.default_rng(1).normal(size=len(data))), 700))
     with pytest.raises(flc.LMMError, match="the sums alone do not decide this model"):
         flc.lmm("y ~ x + u + (1 | g)", near, client=client, buckets=3)
-    between = frame_of(data.assign(y=1e-5 * data["y"] + 1e4 * (data["g"] % 7)))
+    between = frame_of(cut(data.assign(y=1e-5 * data["y"] + 1e4 * (data["g"] % 7)), 700))
     with pytest.raises(flc.LMMError, match="the sums alone do not decide this model"):
         flc.lmm("y ~ z + (1 | g)", between, client=client, buckets=3)

@@ -10,7 +10,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core.streams.dask import plan_of_dask, reduce_dask
-from streamed import FORMULA, close, cut, same_bits, simulated
+from streamed import FORMULA, close, cut, frame_of, same_bits, simulated
 
 dask = pytest.importorskip("dask")
 dd = pytest.importorskip("dask.dataframe")
@@ -20,10 +20,6 @@ dd = pytest.importorskip("dask.dataframe")
 def one_thread():
     with dask.config.set(scheduler="synchronous"):
         yield
-
-
-def frame_of(parts):
-    return dd.from_map(lambda i: parts[i], range(len(parts)), meta=parts[0].iloc[:0])
 
 
 def test_a_frame_is_fitted_as_in_memory():

@@ -13,25 +13,16 @@ from fastlmm_core.engines.nested.engine import NestedCriterion
 from fastlmm_core.kernels import hierarchies
 from fastlmm_core.streams.nested_buckets import Held, Tree, beside, tree_of
 from fastlmm_core.streams.shuffle import gathered, split
-from streamed import cut
+from streamed import OTHER_ORDER, client_of, cut, frame_of
 
-dd = pytest.importorskip("dask.dataframe")
-distributed = pytest.importorskip("distributed")
-
-OTHER_ORDER = 1e-12
-"""Criteria by sums in another order, relative."""
+pytest.importorskip("dask.dataframe")
+pytest.importorskip("distributed")
 
 
 @pytest.fixture(scope="module")
 def client():
-    with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0",
-                            set_as_default=False) as found:  # fmt: skip
+    with client_of() as found:
         yield found
-
-
-def frame_of(data, size=700):
-    parts = cut(data, size)
-    return dd.from_map(lambda i: parts[i], range(len(parts)), meta=parts[0].iloc[:0])
 
 
 def rows(n=6000, rooms=400, seed=1):
@@ -61,7 +52,7 @@ CASES = [
 @pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize(("formula", "options"), CASES)
 def test_the_fit_of_levels_that_are_here(client, formula, options, reml):
-    frame = frame_of(rows())
+    frame = frame_of(cut(rows(), 700))
     one = flc.lmm(formula, frame, client=client, **options).fit(reml)
     for count in (1, 7, 90):
         model = flc.lmm(formula, frame, client=client, buckets=count, **options)
@@ -90,10 +81,9 @@ def test_the_fit_of_levels_that_are_here(client, formula, options, reml):
 
 
 def test_workers_change_no_bit(client):
-    frame = frame_of(rows())
+    frame = frame_of(cut(rows(), 700))
     found = [flc.lmm(CASES[0][0], frame, client=client, buckets=5).fit()]
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=3, dashboard_address=":0",
-                            set_as_default=False) as other:  # fmt: skip
+    with client_of(workers=1, threads=3) as other:
         found.append(flc.lmm(CASES[0][0], frame, client=other, buckets=5).fit())
         assert found[0].criterion == found[1].criterion
         np.testing.assert_array_equal(found[0].theta, found[1].theta)
@@ -213,7 +203,7 @@ def test_an_exception_of_a_bucket_is_the_callers():
 
 def test_what_is_refused(client):
     data = rows()
-    frame = frame_of(data)
+    frame = frame_of(cut(data, 700))
     fit = flc.lmm(CASES[0][0], frame, client=client, buckets=3).fit()
     for use in (
         lambda: fit.random_effects, lambda: fit.profile(), lambda: fit.predict(data.iloc[1:3], effects="all"),
@@ -224,7 +214,7 @@ def test_what_is_refused(client):
     with pytest.raises(flc.LMMError, match=r"groups in buckets.*cannot be given"):
         fit.bootstrap(3)
     data = data.assign(arm=np.arange(len(data)) % 7, alias=data["room"] + 1)
-    frame = frame_of(data)
+    frame = frame_of(cut(data, 700))
     for random in ("(1 | school) + (1 | arm)", "(1 | room) + (1 | alias)", "(1 | room) + (1 | school) + (1 | arm)"):
         for count in (1, 8):
             with pytest.raises(flc.LMMError, match=r"nested in each other, and 'room|'school.* are not: leave it out"):
@@ -234,6 +224,6 @@ def test_what_is_refused(client):
         data.assign(y=1e-9 * data["y"] + data["x"]),
     ):  # fmt: skip
         with pytest.raises(flc.LMMError, match="the sums alone do not decide this model"):
-            flc.lmm("y ~ x + (1 | room) + (1 | school)", frame_of(changed), client=client, buckets=3)
+            flc.lmm("y ~ x + (1 | room) + (1 | school)", frame_of(cut(changed, 700)), client=client, buckets=3)
     with pytest.raises(flc.LMMError, match="the sums alone do not decide this model"):
         flc.lmm("y ~ school + (1 | room) + (1 | school)", frame, client=client, buckets=3)

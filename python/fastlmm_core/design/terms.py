@@ -16,7 +16,7 @@ from ..covariance.elements import Element, elements
 from ..covariance.parameters import FREE, INDEPENDENT, Block, CovarianceStructure
 from ..errors import LMMError
 from ..support.arguments import checked
-from ..support.checks import float_array
+from ..support.checks import float_array, sum_is_finite
 from ..support.seals import own
 from ..support.types import Array
 from .grouping import Codes, group_codes
@@ -162,9 +162,7 @@ def terms_of_arrays(terms: Sequence[RandomTerm], n: int) -> list[Term]:
         Z = np.ones((n, 1)) if term.Z is None else own(float_array(term.Z, f"terms[{i}].Z", 2))
         if Z.shape[1] == 0:
             raise LMMError(f"terms[{i}].Z has no columns: give at least one random effect, or None for an intercept")
-        with np.errstate(over="ignore", invalid="ignore"):
-            finite = np.isfinite(Z.sum()) or np.isfinite(Z).all()
-        if not finite:
+        if not (sum_is_finite(Z) or np.isfinite(Z).all()):
             row, column = np.argwhere(~np.isfinite(Z))[0].tolist()
             raise LMMError(
                 f"terms[{i}].Z has values that are not finite (first: {Z[row, column]} at row {row}, column {column}); "

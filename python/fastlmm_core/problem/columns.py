@@ -16,6 +16,7 @@ import numpy as np
 from .. import kernels
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
+from ..support.checks import sum_is_finite
 from ..support.types import Array, Index
 
 __all__ = [
@@ -86,7 +87,7 @@ def refuse_non_finite(y: Array, X: Array, Z: Array, weights: Array | None, offse
         If there is one.
     """
     for name, values in (("y", y), ("X", X), ("Z", Z), ("weights", weights), ("offset", offset)):
-        if values is None or _sum_is_finite(values) or np.isfinite(values).all():
+        if values is None or sum_is_finite(values) or np.isfinite(values).all():
             continue
         bad = np.argwhere(~np.isfinite(values))
         row = int(bad[0, 0])
@@ -105,17 +106,11 @@ def finite_checks(
 
     def check(rows: slice) -> None:
         found = (values for values in (y, X, Z, weights, offset) if values is not None)
-        if not all(_sum_is_finite(values[rows]) for values in found):
+        if not all(sum_is_finite(values[rows]) for values in found):
             refuse_non_finite(y, X, Z, weights, offset)
 
     step = max(CHECKED, -(-len(y) // 8))
     return [partial(check, slice(at, at + step)) for at in range(0, len(y), step)]
-
-
-def _sum_is_finite(values: Array) -> bool:
-    """Whether the sum is, and so all values are, which takes half the time of looking at each."""
-    with np.errstate(all="ignore"):
-        return bool(np.isfinite(values.sum()))
 
 
 def spread(rows: Array, kept: Index, p: int) -> Array:

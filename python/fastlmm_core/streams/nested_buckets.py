@@ -121,7 +121,6 @@ class Held:
         self._families = families(tree.parents, tree.sizes, kernels.lanes())
         self._packed, between = hierarchies.pack(tree.raw, self._families.order[0], common, xy)
         self._shape, self.between = (len(common), len(xy)), kernels.unpack(between, len(xy))
-
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core.estimation.many.parts import FIELDS
+from streamed import client_of
 
 dask = pytest.importorskip("dask")
 da = pytest.importorskip("dask.array")
@@ -35,9 +36,8 @@ def same_bits(one, other):
 
 @pytest.fixture(scope="module")
 def client():
-    distributed = pytest.importorskip("distributed")
-    with distributed.Client(processes=False, n_workers=2, threads_per_worker=1, dashboard_address=":0",
-                            set_as_default=False) as found:  # fmt: skip
+    pytest.importorskip("distributed")
+    with client_of() as found:
         yield found
 
 

@@ -259,6 +259,16 @@ class OneFactorProblem(NamedTuple):
         return R.swapaxes(2, 3) @ R, self.packed[:, -1]
 
     @property
+    def not_many(self) -> bool:
+        """Whether groups are not so many that the criterion is nearly convex about the truth."""
+        return few_groups(self.levels / 4.0)
+
+    @property
+    def few(self) -> bool:
+        """Whether so few groups, or no more that tell alike, bear the effects that minima may lie close together."""
+        return self.not_many and (few_groups(self.levels) or self.telling < ENOUGH * self.structure.q)
+
+    @property
     def foremost(self) -> Array:
         """Directions of three or more effects (count, q) of which single groups tell most; none where they tell alike.
 
@@ -294,11 +304,9 @@ class OneFactorProblem(NamedTuple):
         worth = self.worth
         if worth >= DOMINATED * min(self.m, ENOUGH * q) and self.nearly_balanced:
             return Elsewhere("search", EASY, scout, beside=self.m < ENOUGH * q)
-        not_many = few_groups(self.levels / 4.0)
-        few = worth < DOMINATED * ENOUGH * q or (not_many and (few_groups(self.levels) or self.telling < ENOUGH * q))
-        if few:
+        if worth < DOMINATED * ENOUGH * q or self.few:
             return Elsewhere("search", HARD, scout, foremost=self.foremost)
-        return Elsewhere("search", CAREFUL if not_many else ORDINARY, scout)
+        return Elsewhere("search", CAREFUL if self.not_many else ORDINARY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:
         """The criterion where all effects are correlated, of all groups or as many as a scout has."""

@@ -14,7 +14,6 @@ import numpy as np
 from ... import kernels
 from ...engines.one_factor.problem import REGULAR, SIX, TELLING, OneFactorProblem, one_factor
 from ...engines.scaling import criterion_constant
-from ...engines.starts import ENOUGH
 from ...errors import LMMError
 from ...kernels.records.stacks import SharedLines
 from ...support.types import Array
@@ -33,9 +32,6 @@ MOST_COVARIATES, MOST_EFFECTS = 3, 3
 
 FULL_RANK = 1e-4
 """Smallest pivot of a group that tells of its effects, where all groups together tell m: see `vary_freely`."""
-
-MANY = 4
-"""Times as many groups as are few, from which the criterion is nearly convex about the truth."""
 
 
 def shared_lines(model: Model, factors: Sequence[int], count: int) -> SharedLines | None:
@@ -91,7 +87,6 @@ def _shared(model: Model, problem: OneFactorProblem, rank: int) -> SharedLines |
     # of the groups each tells q over the squares of the inverse of its factor
     least = q / float((np.linalg.inv(R) ** 2).sum(axis=(1, 2)).max()) if complete else 0.0
     balanced = n - rank >= 2 * m * q and least >= REGULAR
-    few = m < MANY * ENOUGH * q and (m < ENOUGH * q or problem.telling < ENOUGH * q)
     return SharedLines(
         design=design,
         R=_packed(R),
@@ -101,7 +96,7 @@ def _shared(model: Model, problem: OneFactorProblem, rank: int) -> SharedLines |
         times=(),
         constant=(criterion_constant(problem, True), criterion_constant(problem, False)),
         balanced=balanced,
-        few=few,
+        few=problem.few,
         alike=complete and problem.telling >= TELLING * m,
     )
 

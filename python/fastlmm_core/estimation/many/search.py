@@ -14,7 +14,7 @@ import numpy as np
 from ... import kernels
 from ...engines.one_factor.problem import DOMINATED, SIX, TELLING, OneFactorProblem, one_factor
 from ...engines.protocol import CAREFUL, HARD, ORDINARY, linear_engine, linear_problem
-from ...engines.starts import ENOUGH, few_groups
+from ...engines.starts import ENOUGH
 from ...kernels.records.batches import BatchPatterns, BatchScreen
 from ...support.types import Array, Index
 from ..search import (
@@ -106,13 +106,9 @@ def enough_worth(model: Model) -> Worth:
 
 def _effort(problem: OneFactorProblem) -> int:
     """The effort of looking for other minima, whatever the response of the model is."""
-    if problem.nearly_balanced:
+    if problem.nearly_balanced or not problem.structure.one_full or not problem.not_many:
         return ORDINARY
-    structure, levels = problem.structure, problem.levels
-    if not structure.one_full or not few_groups(levels / 4.0):
-        return ORDINARY
-    few = few_groups(levels) or problem.telling < ENOUGH * structure.q
-    return HARD if few else CAREFUL
+    return HARD if problem.few else CAREFUL
 
 
 def screened_design(model: Model, shared: kernels.BatchDesign) -> kernels.BatchDesign:

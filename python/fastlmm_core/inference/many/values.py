@@ -15,6 +15,7 @@ from ...estimation.many.parts import same_design
 from ...estimation.many.progress import Sink
 from ...estimation.many.stack_fit import NOT_REACHED, estimates_of, fit_stack, leave_unreached
 from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
+from ...support.checks import sum_is_finite
 from ...support.types import Array
 from .each import EachResult
 from .masked import MaskedBatch
@@ -106,7 +107,7 @@ def fit_all(
 def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: bool) -> None:
     """Refuse values that cannot be: infinite, or missing where that is not asked for; weights that are not positive."""
     for name, array in (*values.items(), *((f"covariates[{name!r}]", array) for name, array in covariates.items())):
-        if _all_finite(array):
+        if sum_is_finite(array):
             continue
         bad = ~np.isfinite(array) if not drop else np.isinf(array)
         if bad.any():
@@ -122,15 +123,9 @@ def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: b
         )
 
 
-def _all_finite(array: Array) -> bool:
-    """Whether the sum tells that no value is missing or infinite; finite ones seldom add up to what is not finite."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(array.sum()))
-
-
 def _refused(stack: ResponseStack, drop: bool, min_obs: int) -> dict[int, str]:
     """Responses that are not to be fitted, and why."""
-    if not min_obs and _all_finite(stack.Y):
+    if not min_obs and sum_is_finite(stack.Y):
         return {}
     out = {int(i): "it has infinite values" for i in np.flatnonzero(np.isinf(stack.Y).any(axis=1))}
     if not drop:
