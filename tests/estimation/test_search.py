@@ -15,7 +15,7 @@ from fastlmm_core import kernels
 from fastlmm_core.covariance.parameters import Block, CovarianceStructure
 from fastlmm_core.engines import protocol
 from fastlmm_core.engines.one_factor.problem import one_factor
-from fastlmm_core.estimation import optimize, search
+from fastlmm_core.estimation import optimize, optimum, search
 from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many import policy
 from fastlmm_core.estimation.many.batch_fit import BatchFit
@@ -127,7 +127,7 @@ def test_no_minimum_is_certified_where_a_lower_point_is_known(below: float, cert
     model = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy"))
     best = model.fit().optimum
 
-    def attempt(theta: np.ndarray) -> tuple[optimize.Optimum, None]:
+    def attempt(theta: np.ndarray) -> tuple[optimum.Optimum, None]:
         return best._replace(value=best.value - below, theta=theta, converged=False), None
 
     found = optimize._lowest(model.problem.criterion(), 180, attempt, best, [2.0 * best.theta])

@@ -2,7 +2,10 @@
 
 model                a design with its response and its problem
 fit                  the record of a fit, and how it is made
-optimize             the optimum, its certificate, other minima
+optimize             the search for an optimum, its retries, other minima
+optimum              the record of an optimum, and what it is judged by
+methods              one run of a method of optimisation
+certificate          whether where it ended is an optimum, on the boundary too
 constrained          fits whose coefficients are constrained, without rows
 iterative            crossed factors without dense matrices
 structured           minimise in parameters without constraints, and certify

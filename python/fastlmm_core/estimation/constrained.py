@@ -8,7 +8,8 @@ from ..engines.protocol import linear_problem
 from ..support.blas_threads import one_blas_thread
 from ..support.types import Array
 from .fit import Fit
-from .optimize import Optimum, optimize
+from .optimize import optimize
+from .optimum import Optimum
 
 __all__ = ["constrained"]
 

@@ -23,7 +23,8 @@ from . import structured_effects
 from .known_variance import KnownVariance
 from .likelihood import Stated, log_likelihood
 from .model import Model
-from .optimize import SINGULAR, LocalMinimum, Optimum, optimize
+from .optimize import optimize
+from .optimum import SINGULAR, LocalMinimum, Optimum
 from .refinement import loses_digits, refined
 from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
 

@@ -18,7 +18,7 @@ from ..support.blas_threads import one_blas_thread
 from ..support.checks import check_count
 from ..support.types import Array
 from .model import Model
-from .optimize import CERTIFIED, SINGULAR, MonteCarlo, Optimum
+from .optimum import CERTIFIED, SINGULAR, MonteCarlo, Optimum
 
 if TYPE_CHECKING:
     from ..engines.crossed.iterative import IterativeCriterion

@@ -18,7 +18,7 @@ from ..support.types import Array
 
 if TYPE_CHECKING:
     from .model import Model
-    from .optimize import Optimum
+    from .optimum import Optimum
 
 __all__ = ["STATED", "AtParameters", "Stated", "conditioned_coefficients", "least_squares", "log_likelihood"]
 

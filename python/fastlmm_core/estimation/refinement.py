@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..engines.crossed.engine import CrossedCriterion
     from ..engines.protocol import Engine, Problem
     from .model import Model
-    from .optimize import Optimum
+    from .optimum import Optimum
 
 __all__ = ["largest", "loses_digits", "refined", "solved"]
 

@@ -15,7 +15,8 @@ import numpy as np
 from ..engines.protocol import UNASKED
 from ..errors import LMMError
 from ..support.types import Array
-from .optimize import Optimum, optimize
+from .optimize import optimize
+from .optimum import Optimum
 
 if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure

@@ -11,7 +11,7 @@ from ..engines.scaling import criterion_offset
 from ..errors import LMMError
 from ..support.types import Array
 from .fit import Fit
-from .optimize import LocalMinimum, MonteCarlo, Optimum
+from .optimum import LocalMinimum, MonteCarlo, Optimum
 from .refinement import loses_digits, refined
 
 if TYPE_CHECKING:

@@ -17,9 +17,11 @@ from ..engines.protocol import Engine, linear_engine
 from ..engines.residual.criterion import structured_engine
 from ..engines.restricted import RestrictedCriterion, RestrictedLinear, RestrictedStructured
 from ..support.types import Array
+from .certificate import decrement_of
+from .methods import run_once
 from .model import Model
 from .moments import inverse_information
-from .optimize import CERTIFIED, Optimum, close_enough, decrement_of, run_once
+from .optimum import CERTIFIED, Optimum, close_enough
 from .structured import LARGER, SMALLER, verdict
 
 __all__ = [

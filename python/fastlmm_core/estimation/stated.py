@@ -14,7 +14,7 @@ from ..errors import LMMError
 from ..support.types import Array
 from .fit import Fit
 from .likelihood import STATED, Stated, conditioned_coefficients, least_squares
-from .optimize import Optimum
+from .optimum import Optimum
 from .statements import coefficients, covariance_factor, refuse_other_scale, residual_phi, residual_variance
 
 if TYPE_CHECKING:

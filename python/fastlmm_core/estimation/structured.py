@@ -16,17 +16,10 @@ import numpy as np
 
 from ..covariance.residual.catalogue import kind_of
 from ..support.types import Array
-from .optimize import (
-    CERTIFIED,
-    Ended,
-    Optimum,
-    close_enough,
-    decrement_of,
-    folded,
-    preferred,
-    run_once,
-    small_directions,
-)
+from .certificate import decrement_of, small_directions
+from .methods import Ended, run_once
+from .optimize import folded, preferred
+from .optimum import CERTIFIED, Optimum, close_enough
 from .vanishing import followed, without_maximum
 
 if TYPE_CHECKING:

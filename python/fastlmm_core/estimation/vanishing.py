@@ -22,7 +22,9 @@ from ..covariance.residual.relative import Relative
 from ..engines.residual.criterion import StructuredCriterion, structured_engine
 from ..engines.residual.visits import VisitCriterion
 from ..support.types import Array, Index
-from .optimize import CERTIFIED, Ended, decrement_of, run_once
+from .certificate import decrement_of
+from .methods import Ended, run_once
+from .optimum import CERTIFIED
 
 if TYPE_CHECKING:
     from ..design.residual import ResidualPart

@@ -25,7 +25,8 @@ from ...kernels.deletions import refit_deletions
 from ...kernels.records.deletions import DeletedLines, DeletionSums
 from ...support.threads import map_in_threads, processors
 from ...support.types import Array
-from ..optimize import SINGULAR, Optimum, optimize
+from ..optimize import optimize
+from ..optimum import SINGULAR, Optimum
 from .contributions import Pieces, all_but_one, group_pieces, pieces_of_groups
 from .polynomials import DEGREES, Sums, n_nodes, n_terms, symmetric_sum
 

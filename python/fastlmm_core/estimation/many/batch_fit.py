@@ -16,7 +16,7 @@ from ...kernels.records.batches import BatchScores
 from ...support.types import Array
 from ..fit import Fit, estimate
 from ..model import Model
-from ..optimize import SINGULAR
+from ..optimum import SINGULAR
 from .one_factor import effects_design
 
 __all__ = ["BOUNDARY", "BatchFit", "Curvature"]

@@ -20,7 +20,7 @@ from ...kernels.hierarchies import CorrelatedBatch, FactorBatch, leaf_products
 from ...kernels.records.factors import CorrelatedLeaves, CorrelatedParts, CorrelatedRows, CorrelatedSearch, FactorScreen
 from ...support.types import Array, Int64
 from ..model import Model
-from ..optimize import close_enough
+from ..optimum import close_enough
 from ..refinement import LARGE
 from ..search import DESCENTS, LOWEST_POINTS, SPREAD, VANISHING, screen_of
 from .factor_lanes import MAX_ITERATIONS, conditioned_z, leaves_apart, moved_starts

@@ -20,7 +20,7 @@ from ...kernels.records.factors import FactorLeaves, FactorParts, FactorRows, Fa
 from ...problem.columns import condition_z, factor_structure
 from ...support.types import Array, Int64
 from ..model import Model
-from ..optimize import close_enough
+from ..optimum import close_enough
 from ..search import (
     DESCENTS,
     HIGHEST,

@@ -12,7 +12,7 @@ from ...engines.one_factor.problem import one_factor
 from ...kernels.records.batches import BatchPatterns, BatchRows, BatchSearch
 from ...support.types import Array
 from ..model import Model
-from ..optimize import close_enough
+from ..optimum import close_enough
 from .search import group_basis, response_screen
 from .start import batch_start
 

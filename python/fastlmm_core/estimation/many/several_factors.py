@@ -28,7 +28,8 @@ from ...support.blas_threads import one_blas_thread
 from ...support.types import Array, Index
 from ..fit import Fit, estimate
 from ..model import Model
-from ..optimize import CERTIFIED, ROUND, SINGULAR, close_enough, optimize
+from ..optimize import ROUND, optimize
+from ..optimum import CERTIFIED, SINGULAR, close_enough
 from ..refinement import LARGE, LOST, largest
 from ..search import search
 from .factor_lanes import conditioned_z

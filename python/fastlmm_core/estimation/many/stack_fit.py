@@ -21,7 +21,7 @@ from ...support.threads import in_threads, thread_count
 from ...support.types import Array
 from ..fit import Fit, estimate
 from ..information import Moments, moments
-from ..optimize import SINGULAR
+from ..optimum import SINGULAR
 from .batch_fit import BOUNDARY
 from .patterns import Observed, moments_of_sums
 from .progress import UNREACHED, Sink

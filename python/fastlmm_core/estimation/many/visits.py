@@ -13,7 +13,7 @@ from ...engines.residual.visits import NEARLY
 from ...kernels.records.batches import BatchCriterion, BatchResults
 from ...kernels.records.residuals import VisitPatterns, VisitResponses
 from ...support.types import Array
-from ..optimize import close_enough
+from ..optimum import close_enough
 
 if TYPE_CHECKING:
     from ..model import Model

@@ -17,7 +17,7 @@ from ...engines.protocol import linear_engine, linear_problem
 from ...engines.starts import other_starts
 from ...estimation.fit import Fit
 from ...estimation.known_variance import KnownVariance
-from ...estimation.optimize import CERTIFIED
+from ...estimation.optimum import CERTIFIED
 from ...kernels import minimize_newton
 from ...support.types import Array
 from .coordinates import (
