@@ -55,16 +55,16 @@ cdef double sum_values(const double* values, Py_ssize_t n) noexcept nogil:
 
 cdef bint vary(double* values, const double* there, Py_ssize_t n) noexcept nogil:
     """Whether values differ where they are; those that are not become 0."""
-    cdef Py_ssize_t i, first = 0
-    cdef bint differ = False
-    cdef double one
+    cdef Py_ssize_t i, first = 0, other
     while there[first] == 0.0:
         first += 1
-    one = values[first]
+    # the next one differs from the first as a rule
+    other = first + 1
+    while other < n and (there[other] == 0.0 or values[other] == values[first]):
+        other += 1
     for i in range(n):
-        differ |= there[i] != 0.0 and values[i] != one
         values[i] = values[i] if there[i] != 0.0 else 0.0
-    return differ
+    return other < n
 
 
 cdef void centre(double* values, const double* there, Py_ssize_t n, double count, double* mean, double* deviation
@@ -202,13 +202,45 @@ cdef inline void add_lines(Py_ssize_t q, Py_ssize_t k, bint weighted, Py_ssize_t
         rest[pos] = sums[pos]
 
 
+cdef inline void add_pair_lines(bint weighted, Py_ssize_t n, const DesignRows* r, double* raw, double* rest) noexcept nogil:
+    """`add_lines` for two columns and y alone, with sums that stay in registers."""
+    cdef Py_ssize_t i = 0
+    cdef int64_t group
+    cdef const double* x = r.x
+    cdef double* target
+    cdef double a, b, c, d, e, count, square = 0.0, t, v, one, other
+    while i < n:
+        group = r.place[i]
+        a = b = c = d = e = count = 0.0
+        while i < n and r.place[i] == group:
+            v = r.value[i]
+            t = r.weight[i] if weighted else r.there[i]
+            one, other = t * x[2 * i], t * x[2 * i + 1]
+            count += r.there[i]
+            a += one * x[2 * i]
+            b += other * x[2 * i]
+            c += other * x[2 * i + 1]
+            d += one * v
+            e += other * v
+            square += t * v * v if weighted else v * v
+            i += 1
+        target = raw + group * 10
+        target[0] += a
+        target[1] += b
+        target[2] += c
+        target[5] += d
+        target[8] += e
+        target[9] += count
+    rest[0] = square
+
+
 cdef void add_values(Py_ssize_t q, Py_ssize_t k, bint weighted, Py_ssize_t n, const DesignRows* r, double* raw, double* rest
                      ) noexcept nogil:
     """`add_lines` with constant sizes where nearly everyone has them."""
     if q == 2 and k == 3 and weighted:
-        add_lines(2, 3, True, n, r, raw, rest)
+        add_pair_lines(True, n, r, raw, rest)
     elif q == 2 and k == 3:
-        add_lines(2, 3, False, n, r, raw, rest)
+        add_pair_lines(False, n, r, raw, rest)
     elif q == 2 and k == 4 and not weighted:
         add_lines(2, 4, False, n, r, raw, rest)
     else:
