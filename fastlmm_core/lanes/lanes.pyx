@@ -28,11 +28,12 @@ constant sizes, which modules of their own, or declarations shared between them,
     algebra                         small dense matrices, one in every lane
     packing, moments                cross-products to the packed form; sums over packed groups
     profile                         the criterion and its derivatives from the sums over groups
-    responses, start, scores        what many responses of one design contribute, where their searches start, drawn ones
+    responses, response_sweeps      what many responses of one design contribute; their criterion
+    start, scores                   where their searches start, drawn ones
     sums                            the same, kept
     newton, axes, screen            their searches in lockstep, the axes of the steps, other minima
     contrasts, settling             functions of their coefficients; their fits from the first point to the report
-    problems, pairs, problem_fits   problems of their own designs, those with two effects, and their fits
+    problems, pairs, problem_fits, problem_moments      problems of their own designs, those with two effects, fits, moments
     responses_with_covariates, sweeps_with_covariates   those that share a design but for covariates
     elsewhere, closer               their other minima, and those of few groups
     factors, factor_sweeps, factor_fits     several grouping factors: sums, criterion, fits
@@ -89,6 +90,7 @@ include "packing.pxi"
 include "moments.pxi"
 include "profile.pxi"
 include "responses.pxi"
+include "response_sweeps.pxi"
 include "newton.pxi"
 include "contrasts.pxi"
 include "settling.pxi"

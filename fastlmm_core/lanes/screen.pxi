@@ -1,6 +1,6 @@
 # Where the criterion of each of many responses may have other minima: the lanes are responses.
 #
-# V of a point of the screen is the same for all responses.  With W = I + U U', U = R L, of responses.pxi, H_xx = L_xx L_xx'
+# V of a point of the screen is the same for all responses.  With W = I + U U', U = R L, of response_sweeps.pxi, H_xx = L_xx L_xx'
 # and S = sum c_y c_y' over the groups of a pattern
 #
 #     y'V^-1 y            = (y'y within) + sum <W^-1, S>
