@@ -24,7 +24,7 @@ from ...support.memory import blas_callers
 from ...support.progress import progress_bar
 from ...support.seals import constant
 from ...support.threads import in_threads, thread_count
-from ...support.types import Array, Index
+from ...support.types import Array, Index, Int
 from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import StoredResponses, stored
 from ..fit import Fit, estimate
@@ -481,9 +481,6 @@ def _fit_together(
     `scores`: what the rows of Y mean, if not y; `worth`: what is asked of responses, if not what their design asks.
     """
     screen = getattr(shared, "screen", None)
-    if screen is not None and scores is None and isinstance(shared, kernels.BatchDesign):
-        # several searches of a response read it once
-        Y, scores = shared.sums(Y), BatchSums()
     more: dict[str, Any] = {} if scores is None else {"scores": scores}
     if screen is None:
         _lanes(shared, Y, into, first, **more)
@@ -498,25 +495,24 @@ def _fit_together(
     rise = np.empty(len(Y)) if close or worth.beside else None
     look = BatchLook(chosen, rise, None, np.empty(len(Y)) if worth.least > 0.0 else None)
     _lanes(shared, Y, into, first, look=look, **more)
-    few = np.zeros(0, dtype=np.intp)
+    few = near = np.zeros(0, dtype=np.intp)
     if look.worth is not None:
         few = np.flatnonzero((look.worth < worth.least) & (status > 0))
         chosen[few] = -1
-    near = np.zeros(0, dtype=np.intp)
     if rise is not None:
         rise[few] = np.inf
         near = np.flatnonzero((status == 1) & (rise <= NEAR_BOUNDARY))
     known = into.theta_o[first + near]
     # few responses have any points; searches side by side end together where they start from the same one
     some = np.flatnonzero(chosen[:, 0] >= 0)
-    places, responses = np.nonzero(chosen[some].T >= 0)
-    responses = some[responses]
-    order = np.argsort(chosen[responses, places], kind="stable")
-    places, responses = places[order], responses[order]
+    responses, starts = _chosen_starts(screen.thetas, chosen, some)
+    if scores is None and len(responses) > len(Y) and isinstance(shared, kernels.BatchDesign):
+        # many searches of a response read it once
+        Y, scores = shared.sums(Y), BatchSums()
+        more = {"scores": scores}
     descend = partial(_descend, cast("Sided", shared), Y, into, first, more)
     before = into.criterion[first : first + len(Y)].copy()
-    starts = screen.thetas[chosen[responses, places]]
-    if not several:
+    if not several and len(screen.always):
         responses = np.concatenate([responses, np.tile(some, len(screen.always))])
         starts = np.concatenate([starts, np.repeat(screen.always, len(some), axis=0)])
     ended = descend(responses, starts)
@@ -537,6 +533,14 @@ def _fit_together(
         descend(which, narrowed_starts(model, thetas))
     if len(few):
         _fit_closely(screened_design(model, cast("kernels.BatchDesign", shared)), Y, into, first, few, scores)
+
+
+def _chosen_starts(thetas: Array, chosen: Int, some: Index) -> tuple[Index, Array]:
+    """Points (count, n_par) from which `some` responses are searched, and the response of each, point by point."""
+    places, which = np.nonzero(chosen[some].T >= 0)
+    points = chosen[some[which], places]
+    order = np.argsort(points, kind="stable")
+    return some[which[order]], thetas[points[order]]
 
 
 def _fit_closely(
@@ -570,7 +574,7 @@ def _descend(
     for begin in range(0, len(responses), step):
         which = responses[begin : begin + step]
         other = _searched(shared, Y, into, which, starts[begin : begin + step], more, known)
-        into.n_evaluations[own] += np.bincount(which, other.n_evaluations, len(Y)).astype(np.intc)
+        np.add.at(into.n_evaluations, first + which, other.n_evaluations)
         # a minimum is none to certify where a point is known that is lower, whatever that one is
         open_ = (other.status == 0) & (other.criterion < into.criterion[first + which] - CLEARLY)
         into.status[first + which[open_]] = 0
@@ -579,6 +583,8 @@ def _descend(
         ended.append((which[inside], value[inside], other.theta_o[inside]))
         # few are lower than the minimum that is known; the lowest of each response comes first
         lower = np.flatnonzero(value < into.criterion[first + which] - LOWER)
+        if not len(lower):
+            continue
         order = lower[np.lexsort((value[lower], which[lower]))]
         best = order[np.flatnonzero(np.diff(which[order], prepend=-1))]
         best = best[value[best] < lowest[which[best]]]
