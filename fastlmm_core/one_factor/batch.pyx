@@ -1,11 +1,12 @@
 # cython: language_level=3
 """Fits of many responses on one design: owns the arrays that the lanes over responses read (see lanes/responses.pxi)."""
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
+from fastlmm_core.kernels._seals cimport seal_lines
 from fastlmm_core.lanes.kernels cimport MOST_FEATURES, MOST_POINTS, Batch, CommonPoint, Outcome, SharedScreen, sums_width
 from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
@@ -22,6 +23,10 @@ cdef int run(const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t coun
         kernels.batch_fit(d, Y, stride, count, first, out, arena.base)
     free(work)
     return 0
+
+
+cdef enum:
+    CACHED = 32768      # numbers of responses that a processor's own cache holds
 
 
 cdef int64_t[::1] runs_ahead(const int64_t[::1] order):
@@ -217,7 +222,7 @@ cdef class BatchDesign:
         d.variance = scores.variance
         return scores.width
 
-    def sums(self, const double[:, ::1] Y, columns=None, which=None):
+    def sums(self, const double[:, ::1] Y, columns=None, which=None, uint64_t[:, ::1] seals=None):
         """What fits need of responses, in lines of sums (see lanes/sums.pxi): responses are read once.
 
         Parameters
@@ -227,6 +232,8 @@ cdef class BatchDesign:
             Which columns of Y the rows of the design are, in their order; None: Y has these and no others.
         which : (count,) array or None
             Rows of Y; None: all.
+        seals : (count, 2) array or None
+            Takes their `line_seals`, while they are at hand; only where `columns` and `which` are given.
 
         Returns
         -------
@@ -235,8 +242,9 @@ cdef class BatchDesign:
         cdef Batch d = self.d
         cdef int64_t[::1] order, ahead
         cdef const int64_t[::1] chosen
+        cdef const int64_t[::1] at
         cdef const Py_ssize_t* places = NULL
-        cdef Py_ssize_t count = Y.shape[0]
+        cdef Py_ssize_t count = Y.shape[0], begin = 0, part, width = Y.shape[1]
         cdef double[:, ::1] lines
         cdef double* work
         cdef Arena arena = Arena(NULL, 0)
@@ -255,6 +263,10 @@ cdef class BatchDesign:
             count = chosen.shape[0]
             if count and (which.min() < 0 or which.max() >= Y.shape[0]):
                 raise IndexError("which: Y does not have so many rows")
+        if seals is not None:
+            if columns is None or which is None or seals.shape[0] != count or seals.shape[1] != 2:
+                raise ValueError("seals are those of the columns and rows given")
+            at = np.ascontiguousarray(columns, dtype=np.int64)
         out = np.empty((count, sums_width(&d)))
         if count == 0:
             return out
@@ -265,8 +277,15 @@ cdef class BatchDesign:
         work = furnish(&arena)
         if work == NULL:
             raise MemoryError()
+        part = count if seals is None else max(8, CACHED // width // 8 * 8)
         with nogil:
-            kernels.batch_sum(&d, &Y[0, 0], Y.shape[1], places, count, &lines[0, 0], arena.base)
+            while begin < count:
+                part = min(part, count - begin)
+                if seals is not None:
+                    seal_lines(&Y[0, 0], width, &at[0], d.n, &chosen[begin], part, &seals[begin, 0])
+                kernels.batch_sum(
+                    &d, &Y[0, 0], width, places + begin if places != NULL else NULL, part, &lines[begin, 0], arena.base)
+                begin += part
         free(work)
         return out
 

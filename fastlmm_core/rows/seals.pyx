@@ -59,6 +59,19 @@ cdef inline void fetch_line(const double* x, Py_ssize_t n) noexcept nogil:
         FETCH(x + block * TOGETHER)
 
 
+cdef void seal_lines(const double* values, Py_ssize_t width, const int64_t* at, Py_ssize_t n, const int64_t* lines,
+                     Py_ssize_t count, uint64_t* out) noexcept nogil:
+    """Seals (count, 2) of lines of a matrix with so many columns.
+
+    at, n : ascending columns that count, or NULL for all
+    """
+    cdef Py_ssize_t i
+    for i in range(count if n > 0 else 0):
+        if i + 1 < count:
+            fetch_line(values + lines[i + 1] * width, width)
+        seal_line(<const uint64_t*> (values + lines[i] * width), at, n, out + 2 * i)
+
+
 def line_seals(const double[:, ::1] values, columns=None, which=None):
     """Seals of the lines of a matrix (n, 2): the sum of the bits of each, and one that depends on their order.
 
@@ -72,7 +85,7 @@ def line_seals(const double[:, ::1] values, columns=None, which=None):
     which : int array or None
         Lines; None: all.
     """
-    cdef Py_ssize_t count = values.shape[0], n = values.shape[1], i
+    cdef Py_ssize_t count = values.shape[0], n = values.shape[1]
     cdef const int64_t[::1] places, lines
     cdef const int64_t* at = NULL
     if columns is not None:
@@ -87,10 +100,7 @@ def line_seals(const double[:, ::1] values, columns=None, which=None):
     count = lines.shape[0]
     out_array = np.zeros((count, 2), dtype=np.uint64)
     cdef uint64_t[:, ::1] out = out_array
-    if n > 0:
+    if n > 0 and count > 0:
         with nogil:
-            for i in range(count):
-                if i + 1 < count:
-                    fetch_line(&values[lines[i + 1], 0], values.shape[1])
-                seal_line(<const uint64_t*> &values[lines[i], 0], at, n, &out[i, 0])
+            seal_lines(&values[0, 0], values.shape[1], at, n, &lines[0], count, &out[0, 0])
     return out_array

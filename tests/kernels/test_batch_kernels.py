@@ -491,12 +491,20 @@ def test_sums_of_some_columns(rng, q, schedule):
         wanted = dense_sums(model, y)
         assert line.shape == wanted.shape
         np.testing.assert_allclose(line, wanted, rtol=0.0, atol=1e-12 * np.abs(wanted).max())
-    # among other columns, in runs of any length, and at the very end of the array
-    for places in (np.arange(n) + 7, np.sort(rng.choice(n + 20, n, replace=False)), 2 * np.arange(n)):
+    # among other columns, in runs of any length, at the very end of the array, and in pieces of eight of long rows
+    for places in (
+        np.arange(n) + 7,
+        np.sort(rng.choice(n + 20, n, replace=False)),
+        2 * np.arange(n),
+        np.arange(n) + 4_000,
+    ):
         wide = np.full((25, places[-1] + 1), np.nan)
         which = rng.permutation(25)[:11]
         wide[np.ix_(which, places)] = Y
         np.testing.assert_array_equal(shared.sums(wide, places, which), lines)
+        seals = np.zeros((11, 2), dtype=np.uint64)
+        np.testing.assert_array_equal(shared.sums(wide, places, which, seals), lines)
+        np.testing.assert_array_equal(seals, kernels.line_seals(Y))
     assert shared.sums(Y[:0]).shape == (0, lines.shape[1])
 
 
@@ -512,6 +520,10 @@ def test_sums_check_their_arrays(rng):
     for which in ([0, 3], [-1]):
         with pytest.raises(IndexError, match="which"):
             shared.sums(Y, np.arange(n), np.array(which))
+    seals = np.zeros((3, 2), dtype=np.uint64)
+    for asked in ((None, None), (np.arange(n), np.arange(2)), (np.arange(n), None)):
+        with pytest.raises(ValueError, match="seals are those of"):
+            shared.sums(Y[:, :n].copy(), *asked, seals)
 
 
 @pytest.mark.parametrize("k", [0, 1, 63, 64, 65, 180])

@@ -40,7 +40,11 @@ class BatchDesign:
     @property
     def p_full(self) -> int: ...
     def sums(
-        self, Y: _Array, columns: NDArray[np.intp] | None = None, which: NDArray[np.intp] | None = None
+        self,
+        Y: _Array,
+        columns: NDArray[np.intp] | None = None,
+        which: NDArray[np.intp] | None = None,
+        seals: NDArray[np.uint64] | None = None,
     ) -> _Array: ...
     def fit(
         self,

@@ -354,9 +354,8 @@ def _fit(
             _alone(model, responses, into, slice(first, first + len(lines)))
             return
         if isinstance(block, ResponsesOfMask) and isinstance(shared, kernels.BatchDesign):
-            if into.seals is not None:
-                into.seals[first : first + len(block)] = block.seals()
-            _fit_together(shared, block.sums(shared), into, first, BatchSums())
+            seals = None if into.seals is None else into.seals[first : first + len(block)]
+            _fit_together(shared, block.sums(shared, seals), into, first, BatchSums())
             _alone(model, lambda which: block[which], into, slice(first, first + len(block)))
             return
         dense = np.ascontiguousarray(block() if callable(block) else block, dtype=np.float64)

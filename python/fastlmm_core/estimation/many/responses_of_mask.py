@@ -60,10 +60,6 @@ class ResponsesOfMask:
             out[:, first:end] = lines[:, kept[first] : kept[first] + end - first]
         return out
 
-    def sums(self, shared: kernels.BatchDesign) -> Array:
-        """What fits on the design of these rows need of them; see `kernels.BatchDesign.sums`."""
-        return shared.sums(self.Y, self.rows, self.members)
-
-    def seals(self) -> NDArray[np.uint64]:
-        """`kernels.line_seals` of the responses (count, 2)."""
-        return kernels.line_seals(self.Y, self.rows, self.members)
+    def sums(self, shared: kernels.BatchDesign, seals: NDArray[np.uint64] | None) -> Array:
+        """What fits on the design of these rows need of them, and their seals; see `kernels.BatchDesign.sums`."""
+        return shared.sums(self.Y, self.rows, self.members, seals)
