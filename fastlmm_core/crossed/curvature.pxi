@@ -71,7 +71,6 @@ cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcep
     Y, X : (chain slots, n_tail), (the larger of chain slots and n_tail, n_tail) work space
     """
     cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, u = count_vanishing(e, 0, e.comp_block[1]), i, j
-    mirror(w, e.cov)
     normal_of_chain(e, N, Y, X)
     if u > 0:
         mirror(w, e.K)
@@ -128,7 +127,8 @@ cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexc
         project_together(f, w, Y, X)
     else:
         project_chain(e, Y)
-        gemm(1.0, Matrix(Y, n, w, w), Matrix(e.cov, w, w, w), False, 0.0, Matrix(X, n, w, w))
+        memset(X, 0, n * w * sizeof(double))
+        add_symmetric(w, n, e.cov, Y, X)
     a = 0
     while a < n:
         r = min(64, n - a)
@@ -147,6 +147,7 @@ cdef void normal_of_tail(Elimination* e, double* Nt, double* X) noexcept nogil:
     cdef Py_ssize_t w = e.n_slots - e.tail_slot, size = e.n_slots, a, i, j, r, t, v
     cdef Tail* g
     memcpy(X, e.cov, w * w * sizeof(double))
+    mirror(w, X)
     lift_columns(e, w, X, w)
     transpose(w, w, X, w, Nt, size)
     lift_columns(e, w, Nt, size)

@@ -114,6 +114,7 @@ cdef class CrossedEngine(ProfiledEngine):
 
     def __dealloc__(self):
         free(self.e.work)
+        free(self.e.second)
         free(self.normal)
         free(self.spare)
 

@@ -133,8 +133,12 @@ cdef read_cores(ProfiledEngine owner, Elimination* e, layout):
     e.n_dense = int(squares.max())
     e.slots_of_cores = int(np.sum(layout.core_sizes))
     e.K = owner.take(np.empty(e.n_dense))
-    e.S = owner.take(np.empty(e.n_dense))
-    e.cov = owner.take(np.empty(e.n_dense))
+    e.S = e.cov = e.K
+    e.second = NULL
+    e.inverted = False
+    e.pivot = owner.take(np.zeros(e.n_slots - e.tail_slot))
+    e.widest = max([tail.q for tail in layout.tails], default=1)
+    e.precision = owner.take(np.zeros((e.n_slots - e.tail_slot) * e.widest))
 
 
 cdef read_lists(ProfiledEngine owner, Elimination* e, Py_ssize_t s, stage, layout):

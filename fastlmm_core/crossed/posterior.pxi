@@ -5,25 +5,51 @@
 # gives  covariances; reach_core, close_level
 
 cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, double* each) noexcept nogil:
-    """cov = L S^-1 L' of the cores (full matrices unless all q = 1); adds sum N_bb of each factor to sums (total, total).
+    """cov = L S^-1 L' of the cores; adds sum N_bb of each factor to sums (total, total).
 
     Returns False where a signal has raised an exception.
 
     each : NULL, or (n_slots, total) array whose rows take N_bb, left-justified.
     """
+    cdef Py_ssize_t t, a, i, j, at
+    cdef const Tail* g
+    cdef const double* N
+    if not (e.inverted or invert_cores(e)):
+        return False
+    e.inverted = True
+    for t in range(e.n_tails):
+        g = &e.tail[t]
+        for a in range(g.m):
+            if g.core[a] < 0:
+                continue
+            at = e.comp_slot[g.comp[a]] + g.slot[a]
+            for i in range(g.q):
+                N = e.precision + (at + i) * e.widest
+                for j in range(g.q):
+                    sums[(g.column + i) * total + g.column + j] += N[j]
+                    if each != NULL:
+                        each[(e.tail_slot + at + i) * total + j] = N[j]
+    return True
+
+
+cdef bint invert_cores(Elimination* e) noexcept nogil:
+    """The covariances in the place of S, as much of that as solutions need beside them, and N_bb of the levels in cores.
+
+    Returns False where a signal has raised an exception.
+    """
     cdef Py_ssize_t c, t, a
     cdef Tail* g
     cdef double* scale = e.scratch
     cdef bint exact = False, scalar = True
-    copy_lower(e, e.S, e.cov)
     for t in range(e.n_tails):
         exact = exact or e.tail[t].exact
         scalar = scalar and e.tail[t].q == 1
     for c in range(e.n_comps):
+        set_aside(e.core_size[c], e.S + e.comp_start[c], e.pivot + e.core_slot[c])
         if not inverse_of(e, e.core_size[c], e.cov + e.comp_start[c]):
             return False
     for t in range(e.n_tails):
-        precisions_where_regular(e, &e.tail[t], sums, total, each)
+        precisions_where_regular(e, &e.tail[t])
     if scalar:
         for t in range(e.n_tails):
             g = &e.tail[t]
@@ -31,25 +57,22 @@ cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, d
                 scale[e.comp_slot[g.comp[a]] + g.slot[a]] = g.factor[0]
         scale_tail(e, e.cov, e.cov, scale)
     else:
-        for c in range(e.n_comps):
-            mirror(e.core_size[c], e.cov + e.comp_start[c])
         sandwich_tail(e, e.cov, False)
     if not exact:
         return True
     for c in range(e.n_comps):
         mirror(e.core_size[c], e.K + e.comp_start[c])
-        if not precisions_where_singular(e, c, sums, total, each):
+        if not precisions_where_singular(e, c):
             return False
     return True
 
 
-cdef void precisions_where_regular(Elimination* e, const Tail* g, double* sums, Py_ssize_t total, double* each
-                                   ) noexcept nogil:
+cdef void precisions_where_regular(Elimination* e, const Tail* g) noexcept nogil:
     """N_bb = T (I - S^-1) T' of the levels in cores, T = L^-T where L is not nearly singular; `cov` holds S^-1."""
-    cdef Py_ssize_t a, c, i, j, r, n, at, q = g.q
+    cdef Py_ssize_t a, c, i, j, r, n, q = g.q
     cdef double* x = e.scratch
     cdef double* y = x + q * q
-    cdef double* N = y + q * q
+    cdef double* N
     cdef const double* A
     cdef double v
     for a in range(g.m):
@@ -63,17 +86,12 @@ cdef void precisions_where_regular(Elimination* e, const Tail* g, double* sums, 
                 x[i * q + j] = (1.0 if i == j else 0.0) - (A[i * n + j] if i >= j else A[j * n + i])
         multiply(q, q, q, g.lift, x, y)
         for i in range(q):
+            N = e.precision + (e.comp_slot[c] + g.slot[a] + i) * e.widest
             for j in range(q):
                 v = 0.0
                 for r in range(q):
                     v += y[i * q + r] * g.lift[j * q + r]
-                N[i * q + j] = v
-                sums[(g.column + i) * total + g.column + j] += v
-        if each != NULL:
-            at = e.tail_slot + e.comp_slot[c] + g.slot[a]
-            for i in range(q):
-                for j in range(q):
-                    each[(at + i) * total + j] = N[i * q + j]
+                N[j] = v
 
 
 cdef void add_symmetric(Py_ssize_t w, Py_ssize_t q, double* A, double* B, double* out) noexcept nogil:

@@ -103,8 +103,13 @@ cdef struct Elimination:
     Py_ssize_t n_dense
     Py_ssize_t slots_of_cores   # columns of all cores
     double* K                   # the cores
-    double* S                   # Cholesky factors
-    double* cov                 # posterior covariances
+    double* S                   # Cholesky factors: in the place of K, unless that is wanted again as L is nearly singular
+    double* second              # room for S beside K; NULL until it is wanted
+    double* cov                 # posterior covariances: in the place of S, of which the other triangle then holds as much
+    bint inverted               # as solutions need, R_ij / R_jj; whether it does
+    double* pivot               # (n_tail,) 1 / R_jj, then
+    Py_ssize_t widest           # columns of a factor of the tail, at most
+    double* precision           # (n_tail, widest) N_bb of the levels in cores, left-justified, once `inverted`
     double* work                # like the largest core: only where L is nearly singular
     double* scratch
     double* partial             # (k, k)

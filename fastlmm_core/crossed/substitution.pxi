@@ -100,10 +100,10 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
     for comp in range(e.n_comps):
         n = e.core_size[comp]
         at = e.core_slot[comp]
-        half_solve(n, c, e.S + e.comp_start[comp], X + at * c, False)
+        half_solve(e, comp, c, X + at * c, False)
         if H != NULL:
             subtract_squares(n, c, X + at * c, X + at * c, H)
-        half_solve(n, c, e.S + e.comp_start[comp], X + at * c, True)
+        half_solve(e, comp, c, X + at * c, True)
     for t in range(e.n_tails):
         g = &e.tail[t]
         q = g.q
@@ -127,7 +127,7 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
         n = e.core_size[comp]
         at = e.core_slot[comp]
         # the second half of X holds K u
-        symmetric_product(n, c, e.K + e.comp_start[comp], u + at * c, X + (n_tail + at) * c)
+        times_symmetric(n, c, c, e.K + e.comp_start[comp], u + at * c, X + (n_tail + at) * c)
         for i in range(at * c, (at + n) * c):
             C[i] -= X[n_tail * c + i]
     for t in range(e.n_tails):

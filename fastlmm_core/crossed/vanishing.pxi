@@ -2,7 +2,7 @@
 # would be divided by.  They span few of a factor's columns as a rule: with U (q, r) an orthonormal basis of them for each
 # level, side by side, products with K are taken of K U alone.
 #
-# uses   symmetric_product, interrupted (dense.pxi), gemm (curvature.pxi)
+# uses   symmetric_product, times_symmetric, interrupted (dense.pxi), gemm (curvature.pxi)
 # gives  times_vanishing, spread_vanishing, project_columns, add_vanishing; count_vanishing, columns_at_a_time,
 #        precisions_where_singular
 
@@ -111,16 +111,15 @@ cdef void add_vanishing(Elimination* e, double* Nt, double* Z) noexcept nogil:
     e.work holds K U; Z (core, columns of U) is work space.
     """
     cdef Py_ssize_t w = e.core_size[0], u = count_vanishing(e, 0, e.comp_block[1]), size = e.n_slots
-    gemm(1.0, Matrix(e.cov, w, w, w), Matrix(e.work, w, u, u), False, 0.0, Matrix(Z, w, u, u))
+    times_symmetric(w, u, u, e.cov, e.work, Z)
     gemm(-1.0, Matrix(e.K, w, w, w), Matrix(Z, w, u, u), False, 1.0, Matrix(e.work, w, u, u))
     spread_vanishing(e, w, 1.0, e.work, u, Nt, size, True)
     project_rows(e, u, e.work)
     spread_vanishing(e, w, -1.0, e.work, u, Nt, size, False)
 
 
-cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, Matrix Z, double* sums, Py_ssize_t total,
-                          double* each) noexcept nogil:
-    """Add R x + x R - R x R, x = (K - K Q K)_bb, of a level to N_bb; Z (core, r) = Q K U of the level, K its rows."""
+cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, Matrix Z, double* N) noexcept nogil:
+    """Add R x + x R - R x R, x = (K - K Q K)_bb, of a level to its N; Z (core, r) = Q K U of the level, K its rows."""
     cdef const Tail* g = &e.tail[e.block_tail[l]]
     cdef Py_ssize_t q = g.q, r = g.n_rest, n = Z.rows, i, j, c, d
     cdef double* x = e.scratch              # x U (q, r), then U'x U (r, r)
@@ -147,15 +146,10 @@ cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, M
                 t += x[i * r + c] * g.basis[j * q + c] + g.basis[i * q + c] * x[j * r + c]
                 for d in range(r):
                     t -= g.basis[i * q + c] * inner[c * r + d] * g.basis[j * q + d]
-            sums[(g.column + i) * total + g.column + j] += t
-            if each != NULL:
-                each[j] += t
-        if each != NULL:
-            each += total
+            N[i * e.widest + j] += t
 
 
-cdef bint precisions_where_singular(Elimination* e, Py_ssize_t c, double* sums, Py_ssize_t total, double* each
-                                    ) noexcept nogil:
+cdef bint precisions_where_singular(Elimination* e, Py_ssize_t c) noexcept nogil:
     """Add the rows and columns of N_bb = (K - K Q K)_bb in which L is nearly singular, for the levels in a core.
 
     K and Q are full matrices.  Returns False where a signal has raised an exception.
@@ -179,9 +173,8 @@ cdef bint precisions_where_singular(Elimination* e, Py_ssize_t c, double* sums, 
             for l in range(first, stop):
                 g = &e.tail[e.block_tail[l]]
                 if g.n_rest > 0:
-                    close_vanishing(e, l, K + e.block_slot[l] * n, Matrix(Z + at, n, g.n_rest, u), sums, total,
-                                    NULL if each == NULL else
-                                    each + (e.tail_slot + e.core_slot[c] + e.block_slot[l]) * total)
+                    close_vanishing(e, l, K + e.block_slot[l] * n, Matrix(Z + at, n, g.n_rest, u),
+                                    e.precision + (e.core_slot[c] + e.block_slot[l]) * e.widest)
                 at += g.n_rest
         first = stop
     return True

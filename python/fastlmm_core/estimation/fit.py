@@ -23,10 +23,10 @@ from . import structured_effects
 from .known_variance import KnownVariance
 from .likelihood import Stated, log_likelihood
 from .model import Model
-from .optimize import optimize
+from .optimize import NothingLeft, optimize
 from .optimum import SINGULAR, LocalMinimum, Optimum
 from .refinement import loses_digits, refined
-from .residual_limit import SMALL, refuse_unbounded, with_residual_variance
+from .residual_limit import SMALL, refuse_unbounded, with_residual_variance, without_maximum
 
 if TYPE_CHECKING:
     from ..engines.crossed.problem import CrossedProblem
@@ -498,17 +498,23 @@ def estimate(
     if not reml:
         refuse_unbounded(problem.outside)
     with one_blas_thread(engine.serial):
-        optimum = optimize(
-            engine,
-            structure,
-            levels,
-            problem.n,
-            problem.start(engine) if start is None else _given_start(engine, model, start, method),
-            method,
-            options,
-            pilot=problem.pilot() if start is None else None,
-            elsewhere=problem.elsewhere() if start is None else UNASKED,
-        )
+        try:
+            optimum = optimize(
+                engine,
+                structure,
+                levels,
+                problem.n,
+                problem.start(engine) if start is None else _given_start(engine, model, start, method),
+                method,
+                options,
+                pilot=problem.pilot() if start is None else None,
+                elsewhere=problem.elsewhere() if start is None else UNASKED,
+            )
+        except NothingLeft as error:
+            if problem.saturated:
+                # on its way to the limit a search may lose all digits of r^2
+                raise without_maximum(bool(reml)) from error
+            raise
         solution = Solution(*engine.solution()[:3])
         if problem.saturated or solution.r2 < SMALL * problem.n:
             optimum = with_residual_variance(engine, structure, levels, problem.n, optimum, problem.saturated)

@@ -22,7 +22,12 @@ from .methods import newton, run, said_clearly
 from .optimum import CLOSE, LocalMinimum, Optimum, close_enough
 from .search import Found, descend, search
 
-__all__ = ["ROUND", "folded", "optimize", "preferred"]
+__all__ = ["ROUND", "NothingLeft", "folded", "optimize", "preferred"]
+
+
+class NothingLeft(LMMError):
+    """No residual variance is left where a search ends, to rounding error."""
+
 
 EXACTLY = 1e-13
 """Share of y'y that is left by the effects below which it is rounding error."""
@@ -284,7 +289,7 @@ def _judged(best: Optimum, criterion: LinearEngine) -> Optimum:
     """What is no certified optimum, or why it is none where no residual variance is left."""
     remainder = criterion.remainder
     if remainder < EXACTLY:
-        raise LMMError(
+        raise NothingLeft(
             "y is reproduced by the random effects to rounding error: the residual variance cannot be told from zero; "
             "use fewer random effects"
         )

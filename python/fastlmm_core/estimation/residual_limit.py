@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..covariance.parameters import CovarianceStructure
     from ..engines.protocol import LinearEngine
 
-__all__ = ["refuse_unbounded", "with_residual_variance"]
+__all__ = ["refuse_unbounded", "with_residual_variance", "without_maximum"]
 
 
 LARGE = (30.0, 1000.0)
@@ -109,13 +109,18 @@ def with_residual_variance(
     # r^2 falls by FAR^2 on the way to the limit, and with it the digits of an engine that takes it from y'y
     lost = 0.0 if criterion.remainder == 1.0 else 1e-15 * FAR**2 / criterion.remainder
     if vanishing or lowest <= best.value + FLAT + n * lost:
-        kind = "restricted" if criterion.reml else "full"
-        raise LMMError(
-            f"the {kind} likelihood has no maximum with a positive residual variance: it grows up to a limit as the "
-            "residual variance goes to zero, because the fixed and random effects together reproduce y exactly; use "
-            "fewer random effects"
-        )
+        raise without_maximum(criterion.reml)
     return best._replace(n_evaluations=spent)
+
+
+def without_maximum(reml: bool) -> LMMError:
+    """What is raised where the infimum is at the residual variance of zero."""
+    kind = "restricted" if reml else "full"
+    return LMMError(
+        f"the {kind} likelihood has no maximum with a positive residual variance: it grows up to a limit as the "
+        "residual variance goes to zero, because the fixed and random effects together reproduce y exactly; use "
+        "fewer random effects"
+    )
 
 
 def _large_starts(structure: CovarianceStructure, levels: Array, n: int) -> list[Array]:

@@ -412,7 +412,7 @@ def test_a_core_beyond_memory_is_refused(monkeypatch):
 
     y, X, factors, _, _, structure = make("crossed", 9, 1)
     problem = condition_factors(y, X, factors, None, None, structure)
-    size = 3 * 8 * int(np.sum(problem.layout.core_sizes**2))
+    size = 2 * 8 * int(np.sum(problem.layout.core_sizes**2))
     monkeypatch.setattr(crossed, "available", lambda: 0.0)
     problem.criterion()  # of so little memory nobody asks whether it is there
     monkeypatch.setattr(memory, "ANYWAY", 0)

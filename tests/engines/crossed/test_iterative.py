@@ -218,7 +218,7 @@ def test_what_is_not_certified_says_so(monkeypatch):
 def test_more_than_memory_is_refused_with_the_remedy(monkeypatch):
     model = flc.lmm(FORMULAS[0], ratings())
     monkeypatch.setattr(memory, "ANYWAY", 0)
-    monkeypatch.setattr(crossed, "available", lambda: 60.0 * 60.0 * 8.0 * 2.0)
+    monkeypatch.setattr(crossed, "available", lambda: 60.0 * 60.0 * 8.0 * 1.9)
     with pytest.raises(
         flc.LMMError, match=r"60 random effects .* dense matrices of 0\.0 GB.*fit\(method='iterative'\)"
     ):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import tracemalloc
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +111,59 @@ def test_a_core_in_tiles_by_any_number_of_threads(core):
     N = np.diag(np.linalg.solve(np.eye(len(variances)) + (Z.T @ Z) * variances, Z.T @ Z))
     sums = [N[: A.shape[1]].sum(), N[A.shape[1] :].sum()]
     np.testing.assert_allclose(np.diag(criterion.precision()), sums, rtol=1e-11)
+
+
+@pytest.mark.parametrize("core", [12, 40, 41, 300, 400])
+@pytest.mark.parametrize("theta", [(0.9, 1.2), (0.9, 0.0), (300.0, 500.0)], ids=["inside", "boundary", "far"])
+def test_solutions_beside_the_covariances_in_one_square(core, theta, rng):
+    problem = of_size(core)[0].problem
+    criterion = problem.criterion()
+    columns = rng.standard_normal((criterion.n_slots, 2))
+    criterion.evaluate(np.array(theta), 0)
+    before = criterion.means(columns)
+    criterion.evaluate(np.array(theta), 1)
+    covered = criterion.conditional(), criterion.conditional(precision=True)
+    after = criterion.means(columns)
+    # u = G (c - Z'Z u), from which E = Z'V^-1 c is c - Z'Z u
+    scores = columns - criterion.gram_times(after)
+    variances = np.empty(criterion.n_slots)
+    for places, t in zip(problem.layout.places, theta, strict=True):
+        variances[places.ravel()] = t * t
+    # the terms of a difference that cancels, where the variances are large
+    size = np.abs(criterion.gram_times(np.abs(after))).max()
+    np.testing.assert_allclose(variances[:, None] * scores, after, atol=1e-13 * size * max(variances))
+    np.testing.assert_allclose(after, before, atol=1e-12 * size)
+    np.testing.assert_allclose(criterion.multiply(after), criterion.gram_times(after - criterion.means(
+        criterion.gram_times(after))), atol=1e-12 * size)  # fmt: skip
+    # and the covariances are there a second time
+    np.testing.assert_array_equal(criterion.conditional(), covered[0])
+    np.testing.assert_array_equal(criterion.conditional(precision=True), covered[1])
+
+
+@pytest.mark.parametrize(("theta", "matrices"), [((0.9, 1.2), 1), ((0.9, 0.0), 2)], ids=["inside", "boundary"])
+def test_matrices_of_the_size_of_a_core(theta, matrices):
+    problem = of_size(1200)[0].problem
+    assert problem.layout.core_sizes.tolist() == [1200]
+    before = resident()
+    tracemalloc.start()
+    criterion = problem.criterion()
+    arrays = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    criterion.evaluate(np.array(theta), 2)
+    criterion.conditional()
+    # all else is of the size of the rows, or of some columns
+    assert arrays < 1.3 * 8 * 1200**2
+    if before is not None:
+        assert resident() - before < (matrices + 0.9) * 8 * 1200**2
+
+
+def resident():
+    """Bytes of memory that this process has, None where that is not told."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    return 1024 * int(status.split("VmRSS:")[1].split()[0])
 
 
 def test_threads_of_a_large_core_are_those_that_are_asked_for(crossed, monkeypatch):

@@ -62,8 +62,9 @@ does nearly as well, and for many, where it does not."""
 
 MANY_PARAMETERS = 10
 
-MATRICES = 3
-"""Dense matrices of the size of each core: the products, their factor, and the covariances."""
+MATRICES = 2
+"""Dense matrices of the size of each core: the products, in whose place their factor and the covariances come, and a
+second one where a variance is nearly zero, as the products are then wanted beside them."""
 
 
 @dataclass(frozen=True)
