@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -66,8 +66,9 @@ def batch_start(model: Model, patterns: BatchPatterns) -> BatchStart:
     basis[0, 1:] = -along
     free = np.append(0, 1 + np.flatnonzero(structure.free[lower, position]))
     found = []
-    for nu, root in ((problem.n - r, half), (problem.n, half[:0])):
-        trace, square, third = _traces(directions, patterns, N, E @ root.T, bent)
+    for nu, (trace, square, third) in zip(
+        (problem.n - r, problem.n), _traces(directions, patterns, N, E @ half.T, bent), strict=True
+    ):
         whole = np.zeros((len(basis), len(basis)))
         whole[1:, 1:], whole[0, 1:], whole[1:, 0], whole[0, 0] = square, trace, trace, nu
         information = basis @ whole @ basis.T
@@ -80,7 +81,7 @@ def batch_start(model: Model, patterns: BatchPatterns) -> BatchStart:
             bend[0, 0, 1:] = bend[0, 1:, 0] = bend[1:, 0, 0] = trace
             for _ in range(3):
                 # the last index becomes the first one
-                bend = np.moveaxis(bend @ basis.T, 2, 0)
+                bend = (bend @ basis.T).transpose(2, 0, 1)
         found.append((trace, square, scoring, bend))
     by_reml, by_ml = (tuple(np.ascontiguousarray(one) for one in group) for group in found)
     return BatchStart(
@@ -108,10 +109,15 @@ def _minimum(problem: OneFactorProblem, structure: CovarianceStructure) -> Array
     return structure.factor(begin if found is None else found[1])
 
 
-def _traces(directions: Array, patterns: BatchPatterns, N: Array, E: Array, third: bool) -> tuple[Array, Array, Array]:
+Traces: TypeAlias = tuple[Array, Array, Array]
+
+
+def _traces(
+    directions: Array, patterns: BatchPatterns, N: Array, E: Array, third: bool
+) -> tuple[Traces, Traces]:  # fmt: skip
     """tr(M D_a), tr(M D_a M D_b) and, if wanted, tr(M D_a M D_b M D_c) (which depends on the order of the directions).
 
-    M = N - E E' of all groups together, N block by block.
+    First of M = N - E E' of all groups together, N block by block, then of N alone.
     """
     sums: list[Array] = []
     for begin in range(0, len(N), PIECE):
@@ -121,18 +127,18 @@ def _traces(directions: Array, patterns: BatchPatterns, N: Array, E: Array, thir
         columns = E[patterns.columns[begin] : patterns.columns[end]]
         found = _sums(directions, counts, owner, N[begin:end], columns, third)
         sums = [one + other for one, other in zip(sums, found, strict=True)] if sums else found
-    trace, square, J, once = sums[:4]
-    trace = trace - np.trace(J, axis1=1, axis2=2)
-    square = square - once - once.T + np.einsum("aij,bji->ab", J, J)
+    of_n, square_of_n, J, once = sums[:4]
+    trace = of_n - np.trace(J, axis1=1, axis2=2)
+    square = square_of_n - once - once.T + np.einsum("aij,bji->ab", J, J)
     if not third:
-        return trace, square, np.empty(0)
+        return (trace, square, np.empty(0)), (of_n, square_of_n, np.empty(0))
     # of a cycle of three M, the parts with E once, twice and three times
-    cube, single, Q = sums[4:]
-    twice = np.einsum("aij,bcji->abc", J, Q)
-    part = twice - single
-    cube = cube + part + part.transpose(2, 0, 1) + part.transpose(1, 2, 0)
+    cube_of_n, single, Q = sums[4:]
+    part = np.einsum("aij,bcji->abc", J, Q) - single
+    cube = cube_of_n + part + part.transpose(2, 0, 1) + part.transpose(1, 2, 0)
     pairs = (J[:, None] @ J[None]).reshape(*square.shape, J[0].size)
-    return trace, square, cube - pairs @ J.transpose(0, 2, 1).reshape(len(J), J[0].size).T
+    cube = cube - pairs @ J.transpose(0, 2, 1).reshape(len(J), J[0].size).T
+    return (trace, square, cube), (of_n, square_of_n, cube_of_n)
 
 
 def _sums(directions: Array, counts: Index, owner: Index, N: Array, E: Array, third: bool) -> list[Array]:
@@ -155,8 +161,8 @@ def _sums(directions: Array, counts: Index, owner: Index, N: Array, E: Array, th
     if not third:
         return out
     single, Q = np.empty((count,) * 3), np.empty((count, count, p, p))
-    for b, c in np.ndindex(count, count):
-        along = DN[b][owner] @ DE[c]
-        Q[b, c] = flat @ along.reshape(flat.shape[1], p)
-        single[:, b, c] = left @ along.reshape(-1)
+    for b in range(count):
+        along = DN[b][owner] @ DE
+        Q[b] = flat @ along.reshape(count, flat.shape[1], p)
+        single[:, b] = left @ along.reshape(count, E.size).T
     return [*out, np.stack([(one[None] @ DN).reshape(count, -1) @ flat_ND for one in weighted]), single, Q]
