@@ -85,6 +85,9 @@ def settle(
         singular = null.shape[1] > 0
     if singular:
         at_zero = structure.theta(snapped)
+        if not np.array_equal(at_zero, theta):
+            # a search on its way to the boundary ends so close to it that G^ is the same, and what is known of it holds
+            criterion.rotate(turn)
         value, gradient, hessian = criterion.evaluate(at_zero, 2)
         decrement = None
         if value <= found.value + 1e-11 * (abs(found.value) + n):

@@ -23,7 +23,7 @@ from fastlmm_core.engines.crossed.start import factors_start
 from fastlmm_core.engines.one_factor.conditioning import condition
 from fastlmm_core.engines.scaling import criterion_offset
 from fastlmm_core.errors import LMMError
-from fastlmm_core.estimation import optimize
+from fastlmm_core.estimation import certificate, methods, optimize
 
 
 @pytest.mark.parametrize("singular", [False, True, "zero", "each"])
@@ -251,6 +251,26 @@ def wide(rng, sizes=(24, 16), q=7):
     for c, m in zip(codes, sizes, strict=True):
         y += rng.normal(size=m)[c] + X[:, 1] * rng.normal(size=m)[c]
     return y, X, codes
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_certificate_at_the_boundary_takes_no_evaluation(seed):
+    y, X, codes = wide(np.random.default_rng(seed))
+    terms = [RandomTerm(X, c, name=name) for c, name in zip(codes, "ab", strict=True)]
+    problem = LinearMixedModel(y, X, terms=terms).problem
+    engine = problem.criterion()
+    theta, n, levels = problem.start(engine), problem.n, problem.levels
+    found = methods.newton(engine, theta, maxiter=200, tolerance=1e-9)
+    before = engine.n_evaluations
+    optimum, _ = certificate.settle(engine, problem.structure, found, levels, n, "newton", "")
+    assert optimum.converged
+    assert optimum.null_space.shape[1] > 1
+    assert not np.array_equal(optimum.theta, found.theta)
+    assert engine.n_evaluations == before
+    value, gradient, hessian = problem.criterion().evaluate(optimum.theta, 2)
+    assert optimum.value == pytest.approx(value, abs=1e-9)
+    np.testing.assert_allclose(optimum.gradient, gradient, atol=1e-9)
+    close(optimum.hessian, hessian, 1e-9)
 
 
 def test_wide_terms_take_few_evaluations():
