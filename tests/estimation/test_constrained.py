@@ -79,3 +79,18 @@ def test_terms_left_out_without_rows_by_f_tests_and_what_is_refused():
     without = flc.lmm("y ~ 0 + arm + x + (1 | g)", flc.scan(cut(rows, 500))).fit()
     with pytest.raises(flc.LMMError, match="without an intercept the levels of other factors change"):
         without.drop1("arm")
+
+
+@pytest.mark.parametrize(
+    ("formula", "name", "left"),
+    [
+        ("Reaction ~ Days + (Days | Subject)", "sleepstudy", 1),
+        ("diameter ~ 1 + (1 | plate) + (1 | sample)", "penicillin", 0),
+    ],
+)
+def test_other_minima_of_balanced_data_are_searched_for_where_coefficients_are_held(formula, name, left):
+    # what is left of X may vary within groups and between them, or have no constant
+    fit = flc.lmm(formula, flc.datasets.load(name)).fit(reml=False)
+    assert "one minimum only" in fit.message
+    L = np.eye(len(fit.model.exog_names))[[left]]
+    assert "no better point in a screen" in constrained(fit, L).message

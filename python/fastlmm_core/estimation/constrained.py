@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..engines.protocol import linear_problem
+from ..engines.protocol import EASY, Elsewhere, linear_problem
 from ..support.blas_threads import one_blas_thread
 from ..support.types import Array
 from .fit import Fit
@@ -39,8 +39,10 @@ def constrained(fit: Fit, L: Array) -> Optimum:
     columns[:r, :-1], columns[:r, -1], columns[r, -1] = right[rank:].T, -shift, 1.0
     engine = problem.criterion(columns)
     engine.reml = False
-    # scouts and relaxed problems know of no constraint
+    # scouts and relaxed problems know of no constraint, and what balances the data may not
     elsewhere = problem.elsewhere()._replace(scout=None, relaxed=None)
+    if elsewhere.kind == "nothing":
+        elsewhere = Elsewhere(effort=EASY)
     with one_blas_thread(engine.serial):
         start = problem.start(engine)
         return optimize(engine, structure, problem.levels, problem.n, start, elsewhere=elsewhere)

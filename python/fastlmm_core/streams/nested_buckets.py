@@ -208,7 +208,8 @@ class NestedBucketProblem(ElsewhereProblem):
     def elsewhere(self) -> Elsewhere:
         """Other minima are looked for in the sample."""
         found = self.sample.elsewhere()
-        return found if found.scout is not None else found._replace(scout=self.sample.criterion())
+        # a part may be balanced by itself
+        return found if found.scout is not None else found._replace(kind="search", scout=self.sample.criterion())
 
     def start(self, criterion: Any) -> Array:
         """Theta from the moments of the sample."""

@@ -2,6 +2,7 @@
 
 problem            arrays to a conditioned problem
 order              order of elimination
+balance            which data have one minimum only
 start              where the search starts: second moments
 cores              what is left of crossed factors, sparse and dense
 directions         what follows from scores and products, whoever makes them

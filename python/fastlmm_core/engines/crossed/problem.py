@@ -36,6 +36,7 @@ from ...support.memory import available, modest, numpy_blas, require, scipy_blas
 from ...support.types import Array, Index
 from ..conditioned import ConditionedProblem
 from ..protocol import CAREFUL, EASY, Elsewhere, Relaxed
+from .balance import has_one_minimum
 from .cores import sparse_first
 from .order import lay_out
 from .start import factors_start
@@ -52,6 +53,9 @@ SPANNED_UP_TO = 600
 SCOUT_GROUPS, CAREFUL_UP_TO = 50, 100
 """Levels of the coarsest factor of which the criterion is screened for other minima; random effects up to which it is
 searched with care."""
+
+BALANCED_UP_TO = 300
+"""Random effects up to which it is looked at whether data are balanced: of more, other minima are not searched for."""
 
 PILOT_GROUPS = 200
 """Levels of the coarsest factor on which a start is found when there are many more of them."""
@@ -153,6 +157,8 @@ class CrossedProblem(ConditionedProblem):
 
     def elsewhere(self) -> Elsewhere:
         """What is known of other minima of the criterion, and how to look for them."""
+        if self.n_effects <= BALANCED_UP_TO and has_one_minimum(self.laid_out.layout, self.laid_out.cross, self.n):
+            return Elsewhere("nothing")
         scout = self.pilot(SCOUT_GROUPS)
         if all(width == block.stop - block.start and block.correlated for width, block in self._terms()):
             small = self.n_effects <= CAREFUL_UP_TO
