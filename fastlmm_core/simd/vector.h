@@ -35,16 +35,16 @@ typedef double vecu __attribute__((vector_size(8 * LANES), aligned(8), may_alias
         sqrt_out;                                                                        \
     })
 
-/* 1 / sqrt(x) where x > floor, 0 elsewhere (also where x is NaN) */
-#define VEC_RSQRT_ABOVE(x, floor)                                                         \
-    ({                                                                                   \
-        vec rs_in = (x), rs_floor = (floor), rs_out = rs_in;                                     \
-        for (int lane = 0; lane < LANES; lane++)                                         \
-            rs_out[lane] = rs_in[lane] > rs_floor[lane] ? 1.0 / sqrt(rs_in[lane]) : 0.0; \
-        rs_out;                                                                          \
-    })
-
 typedef long long vec_bits __attribute__((vector_size(8 * LANES)));
+
+/* 1 / sqrt(x) where x > floor, 0 elsewhere (also where x is NaN).  By bits, as below. */
+#define VEC_RSQRT_ABOVE(x, floor)                                                                             \
+    ({                                                                                                       \
+        vec rs_in = (x), rs_floor = (floor);                                                                  \
+        vec_bits rs_above = (vec_bits)(rs_in > rs_floor);                                                     \
+        vec rs_safe = (vec)((rs_above & (vec_bits)rs_in) | (~rs_above & (vec_bits)VEC_SET(1.0)));             \
+        (vec)(rs_above & (vec_bits)(1.0 / VEC_SQRT(rs_safe)));                                                \
+    })
 
 /* Natural logarithm to about one unit in the last place, for positive normal numbers; NaN for infinity and NaN.
  *
