@@ -144,6 +144,9 @@ cdef struct SharedScreen:
     const double* square        # (ceil(n_points / 8), n_patterns n_a + 1, 8) W^-1, packed, off-diagonals twice; 1
     const double* linear        # (ceil(n_points p / 8), n_columns q + p, 8) L_xx^-1 (c_x' W^-1, I), point by point
     const double* constant      # (n_points,) log|V| [+ log|H_xx|]
+    double origin               # that where G^ is zero
+    const double* half          # (p, p) inverse of the factor of X'X within groups, lower triangular
+    Py_ssize_t n_below          # the last points, of which G^ is less than that of the first
     Py_ssize_t near, wide       # neighbours that a valley lies lower than, and where the variation is that of many groups
     const Py_ssize_t* neighbours    # (n_points, wide) the nearest ones first
     const double* features      # (n_points, n_a) logarithms of variances, and `correlation` times correlations

@@ -11,11 +11,12 @@
 # nearest to it marks a valley; the valley of the minimum that is known is that to which the points nearest to it lead.
 #
 # Most points need not be looked at.  r^2 falls as G^ grows, and log|V| + log|H_xx| rises, the logarithm of the determinant
-# of K'V K for error contrasts K (by Loewner's order; so does log|V| alone).  With r_0^2 of the point that has the largest G^
+# of K'V K for error contrasts K (by Loewner's order; so does log|V| alone).  With r_0^2 where the effects are free,
 #
-#     f(G^) >= log|V| + log|H_xx| + nu (log(2 pi r_0^2 / nu) + 1)
+#     f(G^) >= log|V| + log|H_xx| + nu (log(2 pi r_0^2 / nu) + 1),    r_0^2 = y'y within - |L^-1 X'y within|^2
 #
-# at every point, and no minimum that is lower than a value that is known lies where this bound is higher than that value.
+# at every point, L L' = X'X within, and no minimum that is lower than a value that is known lies where this bound is higher
+# than that value.  Below a point G_1 nothing is lower than log|X'X| + nu (log(2 pi r_1^2 / nu) + 1).
 
 cdef enum:
     SIDE_BY_SIDE = 8    # rows of a table
@@ -92,16 +93,32 @@ cdef void gather_screened(const Batch* d, Lanes* s, vec* largest) noexcept nogil
     largest[0] = total * total / (fourth + 1e-300) if screen.apart else VEC_SET(0.0)
 
 
-cdef void tile_values(const Batch* d, Lanes* s, Py_ssize_t tile, vec* scaled) noexcept nogil:
-    """s.values of the eight points of a tile, and nu (log(2 pi r^2 / nu) + 1) of the first one in `scaled`.
+cdef inline vec scaled_square(const SharedScreen* screen, vec r2, double none) noexcept nogil:
+    """nu (log(2 pi r^2 / nu) + 1), and `none` where rounding has made a sum of squares negative."""
+    cdef vec t = r2 * (2.0 * M_PI / screen.nu)
+    return VEC_WHERE_POSITIVE(t, screen.nu * (VEC_LOG(t) + 1.0), VEC_SET(none))
 
-    A value is infinite where rounding has made a sum of squares negative; `scaled` is very low there.
-    """
+
+cdef vec free_square(const Batch* d, Lanes* s) noexcept nogil:
+    """r^2 where the effects are free, which is the least; of the groups that are screened."""
+    cdef Py_ssize_t i, j
+    cdef vec t, total
+    total = (<vecu*> s.within)[d.p]
+    for i in range(d.p):
+        t = VEC_SET(0.0)
+        for j in range(i + 1):
+            t = t + d.screen.half[i * d.p + j] * (<vecu*> s.within)[j]
+        total = total - t * t
+    return total * d.screen.share
+
+
+cdef void tile_values(const Batch* d, Lanes* s, Py_ssize_t tile) noexcept nogil:
+    """s.values of the eight points of a tile, infinite where rounding has made a sum of squares negative."""
     cdef const SharedScreen* screen = &d.screen
-    cdef Py_ssize_t p = d.p, length, i, j, first = tile * SIDE_BY_SIDE, last
+    cdef Py_ssize_t p = d.p, length, i, j, first = tile * SIDE_BY_SIDE, last, point = 0, column = 0
     cdef vecu* values = (<vecu*> s.values) + first
     cdef vecu* eight = <vecu*> s.eight
-    cdef vec t, one
+    cdef vec t
     last = min(screen.n_points - first, SIDE_BY_SIDE)
     length = screen.n_patterns * (d.q * (d.q + 1) // 2) + 1
     eight_products(screen.square + tile * length * SIDE_BY_SIDE, length, <vecu*> s.squares, values)
@@ -110,16 +127,31 @@ cdef void tile_values(const Batch* d, Lanes* s, Py_ssize_t tile, vec* scaled) no
         eight_products(screen.linear + (tile * p + j) * length * SIDE_BY_SIDE, length, <vecu*> s.line, eight)
         for i in range(min(SIDE_BY_SIDE, last * p - j * SIDE_BY_SIDE)):
             t = eight[i]
-            values[(j * SIDE_BY_SIDE + i) // p] = values[(j * SIDE_BY_SIDE + i) // p] - t * t
+            values[point] = values[point] - t * t
+            column += 1
+            if column == p:
+                column = 0
+                point += 1
     for i in range(last):
-        t = values[i] * (2.0 * M_PI / screen.nu)
-        one = screen.nu * (VEC_LOG(t) + 1.0)
-        if i == 0:
-            scaled[0] = VEC_WHERE_POSITIVE(t, one, VEC_SET(-UNSEEN))
-        values[i] = VEC_WHERE_POSITIVE(t, screen.constant[first + i] + one, VEC_SET(1e300) * 1e300)
+        values[i] = screen.constant[first + i] + scaled_square(screen, values[i], INFINITY)
 
 
-cdef void screen_values(const Batch* d, Lanes* s, bint all_of_them) noexcept nogil:
+# What is known of the values of a block of responses.
+cdef struct Known:
+    vec free        # `scaled_square` where the effects are free
+    vec below       # least value below the first point
+    vec floor       # least value of the points that are looked at
+    Py_ssize_t end  # points that none is looked at from
+
+
+cdef inline vec may_be_low(const SharedScreen* screen, const Known* known, Py_ssize_t i) noexcept nogil:
+    """Positive where a point may be as low as one that is known."""
+    if i < screen.n_points - screen.n_below:
+        return known.floor - known.free - screen.constant[i]
+    return known.floor - known.below
+
+
+cdef void screen_values(const Batch* d, Lanes* s, bint all_of_them, Known* known) noexcept nogil:
     """s.values (n_points,): the criterion of the groups that are screened; not finite where it is not defined.
 
     Unless all are wanted, points that cannot be as low as one that is known are UNSEEN.
@@ -127,64 +159,65 @@ cdef void screen_values(const Batch* d, Lanes* s, bint all_of_them) noexcept nog
     cdef const SharedScreen* screen = &d.screen
     cdef Py_ssize_t tile, i, first, last
     cdef vecu* values = <vecu*> s.values
-    cdef vec lowest, ceiling, limit, scaled
-    cdef double least
-    lowest = VEC_SET(UNSEEN)
+    cdef vec t, some
+    known.free = scaled_square(screen, free_square(d, s), -UNSEEN)
+    known.floor = VEC_SET(UNSEEN)
+    known.end = 0
     for tile in range((screen.n_points + SIDE_BY_SIDE - 1) // SIDE_BY_SIDE):
         first = tile * SIDE_BY_SIDE
         last = min(first + SIDE_BY_SIDE, screen.n_points)
-        if tile > 0 and not all_of_them:
-            least = UNSEEN
+        some = VEC_SET(1.0 if tile == 0 or all_of_them else -1.0)
+        for i in range(first if tile > 0 and not all_of_them else last, last):
+            t = may_be_low(screen, known, i)
+            some = VEC_WHERE_POSITIVE(t, t, some)
+        if not vec_max(<vecu*> &some) > 0.0:
             for i in range(first, last):
-                least = min(least, screen.constant[i])
-            limit = lowest - ceiling
-            if not vec_max(<vecu*> &limit) > least:
-                for i in range(first, last):
-                    values[i] = VEC_SET(UNSEEN)
-                continue
-        tile_values(d, s, tile, &scaled)
+                values[i] = VEC_SET(UNSEEN)
+            continue
+        tile_values(d, s, tile)
+        known.end = last
         if tile == 0:
-            # G^ of the first point is the largest
-            ceiling = scaled
+            t = values[0] - (screen.constant[0] - screen.origin)
+            known.below = VEC_WHERE_POSITIVE(UNSEEN - values[0], t, VEC_SET(-UNSEEN))
         for i in range(first, last):
-            lowest = VEC_WHERE_POSITIVE(lowest - values[i], values[i], lowest)
-    if not all_of_them:
+            known.floor = VEC_WHERE_POSITIVE(known.floor - values[i], values[i], known.floor)
+    for i in range(known.end if not all_of_them else 0):
         # what one response asks for is not to be seen by those beside it
-        limit = lowest - ceiling
-        for i in range(screen.n_points):
-            values[i] = VEC_WHERE_POSITIVE(limit - screen.constant[i], values[i], VEC_SET(UNSEEN))
+        values[i] = VEC_WHERE_POSITIVE(may_be_low(screen, known, i), values[i], VEC_SET(UNSEEN))
 
 
-cdef Py_ssize_t nearest_point(const Batch* d, const double* theta) noexcept nogil:
-    """The point of the screen whose logarithms of variances, and correlations, are nearest to those at theta (n_par, LANES)."""
+cdef void nearest_points(const Batch* d, Lanes* s, vec* nearest) noexcept nogil:
+    """The point of the screen, lane by lane, whose logarithms of variances, and correlations, are nearest to those at s.natural."""
     cdef const SharedScreen* screen = &d.screen
-    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, i, j, pos = 0, best = 0
-    cdef double G[MOST_FEATURES]
-    cdef double least = INFINITY, distance, t
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, i, j, pos = 0
+    cdef const vecu* theta = <const vecu*> s.natural
+    cdef vec G[MOST_FEATURES]
+    cdef vec least, distance, t
     for a in range(q):
         for b in range(a + 1):
-            t = screen.vanishing if a == b else 0.0
+            t = VEC_SET(screen.vanishing if a == b else 0.0)
             for i in range(d.n_par):
                 for j in range(d.n_par):
                     if d.row[i] == a and d.row[j] == b and d.col[i] == d.col[j]:
-                        t += theta[i * LANES] * theta[j * LANES] / (screen.unit[a] * screen.unit[b])
+                        t = t + theta[i] * theta[j] * (1.0 / (screen.unit[a] * screen.unit[b]))
             G[pos] = t
             pos += 1
     for a in range(q - 1, -1, -1):
         for b in range(a):
-            G[a * (a + 1) // 2 + b] *= screen.correlation / sqrt(
-                G[a * (a + 1) // 2 + a] * G[b * (b + 1) // 2 + b])
+            t = VEC_SQRT(G[a * (a + 1) // 2 + a] * G[b * (b + 1) // 2 + b])
+            G[a * (a + 1) // 2 + b] = G[a * (a + 1) // 2 + b] * screen.correlation / t
     for a in range(q):
-        G[a * (a + 1) // 2 + a] = log(G[a * (a + 1) // 2 + a])
+        t = G[a * (a + 1) // 2 + a]
+        G[a * (a + 1) // 2 + a] = VEC_LOG(t)
+    least = VEC_SET(INFINITY)
+    nearest[0] = VEC_SET(0.0)
     for i in range(screen.n_points):
-        distance = 0.0
+        distance = VEC_SET(0.0)
         for j in range(n_a):
             t = G[j] - screen.features[i * n_a + j]
-            distance += t * t
-        if distance < least:
-            least = distance
-            best = i
-    return best
+            distance = distance + t * t
+        nearest[0] = VEC_WHERE_POSITIVE(least - distance, VEC_SET(<double> i), nearest[0])
+        least = VEC_WHERE_POSITIVE(least - distance, distance, least)
 
 
 cdef inline Py_ssize_t lowest_around(const SharedScreen* screen, const double* values, Py_ssize_t at, Py_ssize_t near
@@ -321,11 +354,10 @@ cdef int add_points(const double* values, Py_ssize_t n_points, PointsWanted want
     return found + <int> count
 
 
-cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* theta, Py_ssize_t near, Py_ssize_t steps
+cdef Py_ssize_t own_valley(const SharedScreen* screen, const double* values, Py_ssize_t at, Py_ssize_t near, Py_ssize_t steps
                            ) noexcept nogil:
-    """Where the points nearest to a minimum lead, in so many steps; -1 where they are not looked at."""
-    cdef const SharedScreen* screen = &d.screen
-    cdef Py_ssize_t i, best, at = nearest_point(d, theta)
+    """Where the point nearest to a minimum leads, in so many steps; -1 where it is not looked at."""
+    cdef Py_ssize_t i, best
     if not values[at * LANES] < UNSEEN:
         return -1
     for i in range(steps):
@@ -336,10 +368,10 @@ cdef Py_ssize_t own_valley(const Batch* d, const double* values, const double* t
     return at
 
 
-cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, vec* found, vec* finite) noexcept nogil:
+cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, Py_ssize_t end, vec* found, vec* finite) noexcept nogil:
     """s.marks (n_points,): positive where no neighbour lies lower; their number, and whether all values are finite.
 
-    groups: the variation is that of so many; of many groups `wide` neighbours count.
+    groups: the variation is that of so many; of many groups `wide` neighbours count.  From point `end` on all are UNSEEN.
     """
     cdef const SharedScreen* screen = &d.screen
     cdef Py_ssize_t i, j
@@ -348,7 +380,9 @@ cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, vec* found, vec* fi
     cdef vec low, nearest, mark, v, highest
     found[0] = VEC_SET(0.0)
     highest = VEC_SET(-1e300)
-    for i in range(screen.n_points):
+    for i in range(end, screen.n_points):
+        marks[i] = VEC_SET(-1.0)
+    for i in range(end):
         v = values[i]
         mark = VEC_SET(UNSEEN) - v
         if not vec_max(<vecu*> &mark) > 0.0:
@@ -372,20 +406,19 @@ cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, vec* found, vec* fi
     finite[0] = VEC_SET(1e300) - highest
 
 
-cdef void choose_points(const Batch* d, const double* values, const double* marks, const double* theta, bint inside,
+cdef void choose_points(const SharedScreen* screen, const double* values, const double* marks, Py_ssize_t nearest, bint inside,
                         bint dispersed, int* chosen) noexcept nogil:
     """Points from which other minima of a response are looked for, -1 in the places left; see `estimation.search`.
 
-    dispersed: the variation is that of many groups, so that valleys lie far apart.  Elsewhere the lowest points count too
+    nearest: the point next to the minimum that is known.  dispersed: the variation is that of many groups, so that valleys lie far apart.  Elsewhere the lowest points count too
     whether they mark a valley or not, and some of all others, spread evenly over the order of values.
     """
-    cdef const SharedScreen* screen = &d.screen
     cdef bint apart = dispersed or screen.lowest == 0
     cdef Py_ssize_t i, known = -1
     cdef int found = 0
     if apart:
         # from a minimum on the boundary, where the criterion need not be level, a longer way down may lead elsewhere
-        known = own_valley(d, values, theta, screen.wide if dispersed else screen.near, screen.n_points if inside else 2)
+        known = own_valley(screen, values, nearest, screen.wide if dispersed else screen.near, screen.n_points if inside else 2)
     for i in range(screen.n_points):
         if marks[i * LANES] > 0.0 and i != known and isfinite(values[i * LANES]):
             found = insert_point(values, i, screen.limit, found, chosen)
@@ -398,7 +431,7 @@ cdef void variation_worth(const Batch* d, Lanes* s, vec* worth) noexcept nogil:
 
     The criterion reads S alone, which is that of c groups with c_y'c_y = t / c too.
     """
-    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, pattern, c, a, pos
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, pattern, c, a, pos, count
     cdef vecu* cy
     cdef vec t, total, fourth
     total = VEC_SET(0.0)
@@ -414,7 +447,8 @@ cdef void variation_worth(const Batch* d, Lanes* s, vec* worth) noexcept nogil:
             for a in range(q):
                 t = t + cy[a] * cy[a]
         total = total + t
-        fourth = fourth + t * t * (1.0 / (d.groups[pattern + 1] - d.groups[pattern]))
+        count = d.groups[pattern + 1] - d.groups[pattern]
+        fourth = fourth + t * t * (1.0 if count == 1 else 1.0 / count)
     worth[0] = total * total / fourth
 
 
@@ -456,16 +490,17 @@ cdef void tell_boundary(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t
 cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t count) noexcept nogil:
     """The points chosen for those of the `count` responses at s.place that wait, and the values of all."""
     cdef Py_ssize_t lane, i, wanted = d.screen.limit + d.screen.spread
-    cdef bint dispersed, inside, lowest, all_of_them = out.values != NULL
-    cdef double floor
+    cdef bint apart, inside, lowest, told = False, all_of_them = out.values != NULL
     cdef int* chosen
-    cdef vec groups, found, finite
+    cdef Known known
+    cdef vec groups, found, finite, nearest
     gather_screened(d, s, &groups)
     for lane in range(LANES):
         # where minima lie close together searches from points far above them count too
         all_of_them = all_of_them or not (d.screen.lowest == 0 or (<double*> &groups)[lane] > d.screen.many)
-    screen_values(d, s, all_of_them)
-    mark_valleys(d, s, groups, &found, &finite)
+    screen_values(d, s, all_of_them, &known)
+    mark_valleys(d, s, groups, known.end, &found, &finite)
+    nearest = VEC_SET(0.0)
     for lane in range(count):
         for i in range(d.screen.n_points if out.values != NULL else 0):
             out.values[s.place[lane] * d.screen.n_points + i] = s.values[i * LANES + lane]
@@ -473,14 +508,16 @@ cdef void screen_responses(const Batch* d, Lanes* s, Fates* f, const Outcome* ou
         if out.chosen == NULL or chosen[0] != WAITS:
             continue
         chosen[0] = -1
-        dispersed = (<double*> &groups)[lane] > d.screen.many
-        # the only valley is that of the minimum that is known
+        apart = d.screen.lowest == 0 or (<double*> &groups)[lane] > d.screen.many
         inside = f.status[lane] == 1
         # the valley of a minimum that lies higher than a point may be among those that are not looked at
-        floor = INFINITY
-        for i in range(d.screen.n_points):
-            floor = min(floor, s.values[i * LANES + lane])
-        lowest = d.screen.n_patterns == d.n_patterns and s.f.gls.value[lane] <= floor
-        if not (inside and lowest and (dispersed or d.screen.lowest == 0)
-                and (<double*> &found)[lane] == 1.0 and (<double*> &finite)[lane] > 0.0):
-            choose_points(d, s.values + lane, s.marks + lane, s.natural + lane, inside, dispersed, chosen)
+        lowest = (d.screen.n_patterns == d.n_patterns and s.f.gls.value[lane] <= (<double*> &known.floor)[lane]
+                  and (<double*> &finite)[lane] > 0.0)
+        # no valley, or the only one is that of the minimum that is known
+        if apart and (<double*> &found)[lane] <= (1.0 if inside and lowest else 0.0):
+            continue
+        if apart and not told:
+            nearest_points(d, s, &nearest)
+            told = True
+        choose_points(&d.screen, s.values + lane, s.marks + lane, <Py_ssize_t> (<double*> &nearest)[lane], inside,
+                      (<double*> &groups)[lane] > d.screen.many, chosen)

@@ -168,13 +168,14 @@ cdef class BatchDesign:
         cdef const int64_t[:, ::1] neighbours = screen.neighbours
         cdef const double[:, :, ::1] square = screen.square, linear = screen.linear
         cdef const double[:, ::1] features = screen.features
+        cdef const double[:, ::1] half = screen.half
         cdef const double[::1] unit = screen.unit
         cdef Py_ssize_t count = neighbours.shape[0], q = self.d.q, n_a = q * (q + 1) // 2
         s.n_patterns = pattern.shape[0]
         s.n_columns = screen.n_columns
         s.near, s.wide = screen.near, neighbours.shape[1]
         if count > MOST_POINTS or n_a > MOST_FEATURES or square.shape[1] != s.n_patterns * n_a + 1 or (
-                linear.shape[1] != s.n_columns * q + self.d.p or features.shape[1] != n_a):
+                linear.shape[1] != s.n_columns * q + self.d.p or features.shape[1] != n_a or half.shape[0] != self.d.p):
             raise ValueError("a screen of another design")
         s.n_points = count
         s.pattern = <const Py_ssize_t*> &pattern[0]
@@ -182,6 +183,8 @@ cdef class BatchDesign:
         s.share = screen.share
         s.square = &square[0, 0, 0]
         s.linear = &linear[0, 0, 0] if linear.shape[0] > 0 else NULL
+        s.half = &half[0, 0] if half.shape[0] > 0 else NULL
+        s.n_below = screen.n_below
         s.neighbours = <const Py_ssize_t*> &neighbours[0, 0]
         s.features = &features[0, 0]
         s.unit = &unit[0]
@@ -336,6 +339,7 @@ cdef class BatchDesign:
             if d.screen.n_points > 0:
                 constant = self.screen.constant[0 if reml else 1]
                 d.screen.constant = &constant[0]
+                d.screen.origin = self.screen.origin[0 if reml else 1]
                 d.screen.nu = self.screen.nu[0 if reml else 1]
             look_at(&out, look, count, d.screen.limit + d.screen.spread, d.screen.n_points)
         run(&d, &Y[0, 0], width, count, first, &out)

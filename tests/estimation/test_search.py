@@ -693,12 +693,30 @@ def batch_results(found: BatchFit) -> BatchResults:
     )  # fmt: skip
 
 
+def rest_squares(
+    model: flc.LinearMixedModel, problem: landscapes.Problem, Y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What X leaves of each response, and what X and effects of each group without any limit leave."""
+    root = np.ones(Y.shape[1]) if problem.weights is None else np.sqrt(problem.weights)
+    X, Z, codes = problem.X * root[:, None], problem.terms[0].Z * root[:, None], problem.terms[0].codes
+    if not model.structure.one_full:
+        Z = X
+    free = np.hstack([X / np.linalg.norm(X, axis=0), *((codes == g)[:, None] * Z for g in np.unique(codes))])
+    squares = []
+    for columns in (X / np.linalg.norm(X, axis=0), free):
+        base, sizes, _ = np.linalg.svd(columns, full_matrices=False)
+        base = base[:, sizes > 1e-10 * sizes[0]]
+        rest = Y * root - (Y * root @ base) @ base.T
+        squares.append(np.sum(rest**2, axis=1))
+    return squares[0], squares[1]
+
+
 @pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize(
     ("family", "seed"), [("distant_origin", 2), ("distant_origin", 4), ("shifted_slope", 12), ("varied_groups", 10)]
 )
 def test_points_that_cannot_be_low_are_not_looked_at(family: str, seed: int, reml: bool) -> None:
-    """r^2 falls as G grows, determinants rise; with r^2 of the largest G that bounds the criterion everywhere."""
+    """r^2 falls as G grows, determinants rise; with r^2 of free effects that bounds the criterion everywhere."""
     problem = landscapes.problem(family, seed)
     if len(problem.terms) > 1:
         x = problem.X
@@ -711,10 +729,23 @@ def test_points_that_cannot_be_low_are_not_looked_at(family: str, seed: int, rem
     Y = problem.y + np.repeat([0.3, 1.0], 20)[:, None] * np.std(problem.y) * rng.standard_normal((40, len(problem.y)))
     found, said = screened(model, Y, reml)
     assert said.values is not None
-    constant = screen.constant[0 if reml else 1]
-    least = said.values[:, :1] - constant[0]
-    assert (said.values >= constant + least - 1e-8 * np.abs(said.values)).all()
-    seen = constant < said.values.min(axis=1, keepdims=True) - least
+    constant, origin = screen.constant[0 if reml else 1], screen.origin[0 if reml else 1]
+    nu = len(problem.y) - (model.problem.rank if reml else 0)
+    total, free = rest_squares(model, problem, Y)
+    least = nu * (np.log(2.0 * np.pi * free * len(problem.y) / (total * nu)) + 1.0)[:, None]
+    tolerance = 1e-8 * np.abs(said.values)
+    assert (said.values >= constant + least - tolerance).all()
+    lowest = said.values.min(axis=1, keepdims=True)
+    seen = constant + least < lowest
+    # what is below the first point, where that tells
+    below = np.arange(len(constant)) >= len(constant) - screen.n_below
+    factors = model.structure.factors(screen.thetas) / screen.unit[:, None]
+    G = factors @ factors.transpose(0, 2, 1)
+    np.testing.assert_array_equal(below[1:], np.linalg.eigvalsh(G[0] - G[1:])[:, 0] >= -1e-9)
+    assert below.any() == model.structure.one_full
+    least = said.values[:, :1] - constant[0] + origin
+    assert (said.values[:, below] >= least - tolerance[:, below]).all()
+    seen[:, below] = least < lowest
     assert 0 < seen.sum() < 0.6 * seen.size
     brief = said._replace(values=None, chosen=np.empty_like(said.chosen))
     shared_design(model).fit(Y, 0, BatchCriterion(reml, 0.0), None, batch_results(found), look=brief)

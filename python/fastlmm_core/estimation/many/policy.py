@@ -495,7 +495,7 @@ def _fit_together(
     look = BatchLook(chosen, rise, None, np.empty(len(Y)) if worth.least > 0.0 else None)
     _lanes(shared, Y, into, first, look=look, **more)
     few = near = np.zeros(0, dtype=np.intp)
-    if look.worth is not None:
+    if look.worth is not None and not look.worth.min(initial=np.inf) >= worth.least:
         few = np.flatnonzero((look.worth < worth.least) & (status > 0))
         chosen[few] = -1
     if rise is not None:
@@ -510,7 +510,7 @@ def _fit_together(
         Y, scores = shared.sums(Y), BatchSums()
         more = {"scores": scores}
     descend = partial(_descend, cast("Sided", shared), Y, into, first, more)
-    before = into.criterion[first : first + len(Y)].copy()
+    before = into.criterion[first : first + len(Y)].copy() if close else None
     if not several and len(screen.always):
         responses = np.concatenate([responses, np.tile(some, len(screen.always))])
         starts = np.concatenate([starts, np.repeat(screen.always, len(some), axis=0)])
@@ -527,6 +527,7 @@ def _fit_together(
     elif close and (len(near) or len(ended.responses)):
         which, thetas = near, known
         if len(ended.responses):
+            assert before is not None
             lowest, others = next_lowest(ended, before)
             which, thetas = np.concatenate([near, lowest]), np.concatenate([known, others])
         descend(which, narrowed_starts(model, thetas))
@@ -536,6 +537,8 @@ def _fit_together(
 
 def _chosen_starts(thetas: Array, chosen: Int, some: Index) -> tuple[Index, Array]:
     """Points (count, n_par) from which `some` responses are searched, and the response of each, point by point."""
+    if not len(some):
+        return some, np.zeros((0, thetas.shape[1]))
     places, which = np.nonzero(chosen[some].T >= 0)
     points = chosen[some[which], places]
     order = np.argsort(points, kind="stable")

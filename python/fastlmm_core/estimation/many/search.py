@@ -141,11 +141,6 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
     points = near_by or screen_of(linear_engine(problem.criterion()), structure, effort)
     unit = np.sqrt(problem.levels / problem.n)
     factors = structure.factors(points.thetas)
-    if effort < HARD:
-        # the largest comes first, see lanes/screen.pxi
-        largest = np.eye(q) * np.linalg.norm(factors, 2, axis=(1, 2)).max()
-        place = np.flatnonzero((np.abs(factors - largest) <= 1e-9 * largest[0, 0]).all(axis=(1, 2)))
-        factors = np.concatenate([largest[None], np.delete(factors, place[:1], axis=0)])
     factors = unit[:, None] * factors
     sizes, widths = np.diff(patterns.groups), np.diff(patterns.columns)
     chosen = np.arange(0, len(sizes), -(-len(sizes) // GROUPS))
@@ -160,10 +155,10 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
     inverse = np.linalg.inv(inner)
     cx = patterns.cx[columns]
     turned = inverse[:, owner] @ cx
-    within = share * kernels.unpack(patterns.within_xx, r)
-    ridge = share * (ROUNDING if len(chosen) == len(sizes) else RIDGE)
-    tall = (len(columns) * q, r)
-    H = within + ridge * np.eye(r) + cx.reshape(tall).T @ turned.reshape(len(factors), *tall)
+    within = kernels.unpack(patterns.within_xx, r)
+    within = within + (ROUNDING if len(chosen) == len(sizes) else RIDGE) * np.eye(r)
+    tall = cx.reshape(len(columns) * q, r)
+    H = share * within + tall.T @ turned.reshape(len(factors), *tall.shape)
     half = np.linalg.inv(np.linalg.cholesky(H))
     length = len(columns) * q
     linear = np.empty((len(factors), r, length + r))
@@ -174,9 +169,9 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
     square = np.column_stack([weights.reshape(len(factors), -1), np.ones(len(factors))])
     log_v = np.linalg.slogdet(inner)[1] @ sizes[chosen]
     log_h = np.linalg.slogdet(H)[1]
+    n_below = 0
     if effort < HARD:
-        # the others as the bound of the criterion rises
-        order = np.append(0, 1 + np.argsort((log_v + log_h)[1:], kind="stable"))
+        order, n_below = _in_order(factors / unit[:, None], log_v + log_h)
         factors, linear, square, log_v, log_h = factors[order], linear[order], square[order], log_v[order], log_h[order]
     thetas = np.ascontiguousarray(factors[:, *structure.positions])
     count = problem.n if len(chosen) == len(sizes) else round(problem.n * share)
@@ -188,7 +183,11 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         # these points are those of every design, in their order
         neighbours = points.neighbours
     else:
-        neighbours = nearest(factors / unit[:, None], WIDE[min(q, 3) - 1] if apart_only else near)
+        wide = min(WIDE[min(q, 3) - 1] if apart_only else near, len(factors) - 1 - n_below)
+        around = nearest(factors / unit[:, None], wide + n_below)
+        neighbours = np.ascontiguousarray(around[:, :wide])
+        # of the first point none that may not be looked at where it is, see `_in_order`
+        neighbours[0] = around[0][around[0] < len(factors) - n_below][:wide]
     without = starts_without(structure, unit, problem.foremost) if effort == HARD and structure.one_full else []
     return BatchScreen(
         thetas=thetas,
@@ -201,6 +200,9 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         square=_side_by_side(square),
         linear=_side_by_side(linear.reshape(len(factors) * r, length + r)),
         constant=(log_v + log_h, log_v),
+        origin=(float(np.linalg.slogdet(share * within + tall.T @ tall)[1]), 0.0),
+        half=np.linalg.inv(np.linalg.cholesky(within)),
+        n_below=n_below,
         near=near,
         neighbours=np.asarray(neighbours, dtype=np.int64),
         features=_features(structure, factors, unit),
@@ -214,6 +216,23 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         spread=CLOSE_SPREAD if close else SPREAD[effort],
         of_regular=effort == HARD and structure.one_full and m >= SIX * q and problem.telling >= TELLING * m,
     )
+
+
+def _in_order(factors: Array, bound: Array) -> tuple[Index, int]:
+    """Points as the bound of the criterion rises, but for those below the least multiple of I, which is the first.
+
+    Whether these, so many at the end, are looked at, that one tells; see lanes/screen.pxi.
+    """
+    order = np.argsort(bound, kind="stable")
+    size = np.linalg.norm(factors, 2, axis=(1, 2))
+    off = factors - size[:, None, None] * np.eye(factors.shape[1])
+    multiples = np.flatnonzero((np.abs(off) <= 1e-9 * size[:, None, None]).all(axis=(1, 2)))
+    if not len(multiples):
+        return order, 0
+    first = multiples[np.argmin(size[multiples])]
+    below = size[order] <= size[first] * (1.0 + 1e-9)
+    others = order[~below]
+    return np.concatenate([[first], others, order[below & (order != first)]]), len(order) - len(others) - 1
 
 
 def narrowed_starts(model: Model, theta: Array) -> Array:

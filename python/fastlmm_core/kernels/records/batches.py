@@ -139,6 +139,12 @@ class BatchScreen(NamedTuple):
     """(ceil(n_points p / 8), n_columns q + p, 8)."""
     constant: tuple[Array, Array]
     """(n_points,) log|V|, with log|H_xx| by REML, and without."""
+    origin: tuple[float, float]
+    """Those where G is zero."""
+    half: Array
+    """(p, p) inverse of the factor of X'X within groups, lower triangular."""
+    n_below: int
+    """The last points, of which G is less than that of the first."""
     near: int
     neighbours: Int64
     """(n_points, .) the nearest points of each; `near` of them count where few groups make up the variation."""
