@@ -20,14 +20,14 @@ import numpy as np
 import fastlmm_core as flc
 
 rng = np.random.default_rng(1)
-n, m = 24_000, 3000
+n, m = 32_000, 4000
 a, b = rng.integers(0, m, n), rng.integers(0, m, n)
 X = np.empty((n, 2))
 X[:, 0], X[:, 1] = 1.0, rng.standard_normal(n)
 y = X[:, 1] + rng.standard_normal(m)[a] + rng.standard_normal(m)[b] + rng.standard_normal(n)
 terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(None, b, "b")]
 size = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize")) << 10
-for extra in (10, 100, *range(200, 216, 2), 240, 280, 700):
+for extra in (10, 100, 200, 220, 235, 250, 700):
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_AS, (size + (extra << 20), resource.RLIM_INFINITY))
@@ -53,13 +53,13 @@ def test_a_crossed_fit_under_a_limit():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True, env=environment)
     assert done.stderr == ""
     found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    assert len(found) == 13
+    assert len(found) == 7
     assert set(text.split()[0] for text in found.values()) == {"MemoryError", "fit"}
     assert found["700"] == "fit"
     assert "products of matrices" in found["10"]
     assert any("scipy's BLAS" in text for text in found.values())
-    # versions of scipy differ in what they map, so that only the middle of the range is sure to end here
-    assert any(re.search(r"dense core of 2,\d{3} random effects", text) for text in found.values())
+    # the core is larger than what scipy's BLAS asks for and does not take; versions of scipy differ in what that is
+    assert any(re.search(r"dense core of 3,\d{3} random effects", text) for text in found.values())
 
 
 def test_what_is_not_granted_is_named():
