@@ -137,15 +137,15 @@ def without_effects(report: _harness.Report, caption: str, model: Any, count: in
 def with_and_without_search(report: _harness.Report, caption: str, model: Any, count: int, rounds: int) -> None:
     """What the search for other minima costs: fit_many against the lanes alone, where these certify all responses."""
     from fastlmm_core.estimation.fit import Fit
-    from fastlmm_core.estimation.many import policy
     from fastlmm_core.estimation.many.batch_fit import BatchFit
+    from fastlmm_core.estimation.many.looks import in_lanes
     from fastlmm_core.estimation.many.one_factor import shared_design
 
     Y, shared = model.fit().simulate(count, seed=1), shared_design(model)
 
     def alone() -> Any:
         found = BatchFit(model, Fit, True, count, None)
-        policy._lanes(shared, Y, found, 0)
+        in_lanes(shared, Y, found, 0)
         return found
 
     batch, found = model.fit_many(Y, n_jobs=1), alone()

@@ -1,7 +1,7 @@
 # Where the criterion of each of many responses may have other minima: the lanes are responses.
 #
-# V of a point of the screen is the same for all responses.  With W = I + U U', U = R L, of response_sweeps.pxi, H_xx = L_xx L_xx'
-# and S = sum c_y c_y' over the groups of a pattern
+# V of a point of the screen is the same for all responses.  With W = I + U U', U = R L, of response_sweeps.pxi,
+# H_xx = L_xx L_xx' and S = sum c_y c_y' over the groups of a pattern
 #
 #     y'V^-1 y            = (y'y within) + sum <W^-1, S>
 #     L_xx^-1 X'V^-1 y    = L_xx^-1 (X'y within) + sum L_xx^-1 c_x' W^-1 c_y
@@ -15,8 +15,8 @@
 #
 #     f(G^) >= log|V| + log|H_xx| + nu (log(2 pi r_0^2 / nu) + 1),    r_0^2 = y'y within - |L^-1 X'y within|^2
 #
-# at every point, L L' = X'X within, and no minimum that is lower than a value that is known lies where this bound is higher
-# than that value.  Below a point G_1 nothing is lower than log|X'X| + nu (log(2 pi r_1^2 / nu) + 1).
+# at every point, L L' = X'X within, and no minimum that is lower than a value that is known lies where this bound is
+# higher than that value.  Below a point G_1 nothing is lower than log|X'X| + nu (log(2 pi r_1^2 / nu) + 1).
 
 cdef enum:
     SIDE_BY_SIDE = 8    # rows of a table
@@ -187,7 +187,7 @@ cdef void screen_values(const Batch* d, Lanes* s, bint all_of_them, Known* known
 
 
 cdef void nearest_points(const Batch* d, Lanes* s, vec* nearest) noexcept nogil:
-    """The point of the screen, lane by lane, whose logarithms of variances, and correlations, are nearest to those at s.natural."""
+    """The point of the screen whose logarithms of variances, and correlations, are nearest to those at s.natural."""
     cdef const SharedScreen* screen = &d.screen
     cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, i, j, pos = 0
     cdef const vecu* theta = <const vecu*> s.natural
@@ -354,8 +354,8 @@ cdef int add_points(const double* values, Py_ssize_t n_points, PointsWanted want
     return found + <int> count
 
 
-cdef Py_ssize_t own_valley(const SharedScreen* screen, const double* values, Py_ssize_t at, Py_ssize_t near, Py_ssize_t steps
-                           ) noexcept nogil:
+cdef Py_ssize_t own_valley(const SharedScreen* screen, const double* values, Py_ssize_t at, Py_ssize_t near,
+                           Py_ssize_t steps) noexcept nogil:
     """Where the point nearest to a minimum leads, in so many steps; -1 where it is not looked at."""
     cdef Py_ssize_t i, best
     if not values[at * LANES] < UNSEEN:
@@ -406,19 +406,21 @@ cdef void mark_valleys(const Batch* d, Lanes* s, vec groups, Py_ssize_t end, vec
     finite[0] = VEC_SET(1e300) - highest
 
 
-cdef void choose_points(const SharedScreen* screen, const double* values, const double* marks, Py_ssize_t nearest, bint inside,
-                        bint dispersed, int* chosen) noexcept nogil:
+cdef void choose_points(const SharedScreen* screen, const double* values, const double* marks, Py_ssize_t nearest,
+                        bint inside, bint dispersed, int* chosen) noexcept nogil:
     """Points from which other minima of a response are looked for, -1 in the places left; see `estimation.search`.
 
-    nearest: the point next to the minimum that is known.  dispersed: the variation is that of many groups, so that valleys lie far apart.  Elsewhere the lowest points count too
-    whether they mark a valley or not, and some of all others, spread evenly over the order of values.
+    nearest: the point next to the minimum that is known.  dispersed: the variation is that of many groups, so that
+    valleys lie far apart.  Elsewhere the lowest points count too whether they mark a valley or not, and some of all
+    others, spread evenly over the order of values.
     """
     cdef bint apart = dispersed or screen.lowest == 0
     cdef Py_ssize_t i, known = -1
     cdef int found = 0
     if apart:
         # from a minimum on the boundary, where the criterion need not be level, a longer way down may lead elsewhere
-        known = own_valley(screen, values, nearest, screen.wide if dispersed else screen.near, screen.n_points if inside else 2)
+        known = own_valley(screen, values, nearest, screen.wide if dispersed else screen.near,
+                           screen.n_points if inside else 2)
     for i in range(screen.n_points):
         if marks[i * LANES] > 0.0 and i != known and isfinite(values[i * LANES]):
             found = insert_point(values, i, screen.limit, found, chosen)

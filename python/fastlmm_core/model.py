@@ -319,7 +319,7 @@ class LinearMixedModel(Model):
         (3, 2)
         """
         from .batch_result import BatchResult
-        from .estimation.many.policy import fit_many, refuse_missing
+        from .estimation.many.pieces import fit_many, refuse_missing
         from .estimation.many.workers import fit_by_workers, worker_client
         from .result import LMMResult
 

@@ -17,7 +17,7 @@ from fastlmm_core.engines import protocol
 from fastlmm_core.engines.one_factor.problem import one_factor
 from fastlmm_core.estimation import optimize, optimum, search
 from fastlmm_core.estimation.fit import Fit
-from fastlmm_core.estimation.many import policy
+from fastlmm_core.estimation.many import looks
 from fastlmm_core.estimation.many.batch_fit import BatchFit
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.estimation.many.search import Ended, narrowed_starts, next_lowest
@@ -1115,7 +1115,7 @@ def test_batches_certify_nothing_above_what_single_fits_find(family: str, seed: 
 def test_searches_of_a_response_that_do_not_go_together_end_at_the_lowest(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = landscapes.problem("shifted_slope", 0)
     model = model_of(problem)
-    monkeypatch.setattr(policy, "SIDE_BY_SIDE", 1)
+    monkeypatch.setattr(looks, "SIDE_BY_SIDE", 1)
     batch = model.fit_many(np.array([problem.y]), reml=problem.reml, n_jobs=1)
     assert batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
 

@@ -47,14 +47,14 @@ def fit(request, rng):
 
 
 def test_fits_of_scores_are_fits_of_the_responses(fit):
+    from fastlmm_core.estimation.many.one_factor import shared_design
+
     draw = parametric(fit)
     assert isinstance(draw, Scores)
-    from fastlmm_core.estimation.many import policy
-
     lines = draw.lines(stream(key_of(5), 0), 40)
     Y = draw(stream(key_of(5), 0), 40)
     model = draw.model
-    shared = policy.shared_design(model)
+    shared = shared_design(model)
     count, p, k = len(Y), model.exog.shape[1], model.structure.n_parameters
     # what no column of a group and none of X spans is one chi-square
     own = (model.grouping.index[:, None] == np.unique(model.grouping.index))[:, :, None] * model.exog_re[:, None, :]

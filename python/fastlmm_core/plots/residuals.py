@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..batch_result import BatchResult
 from ..diagnostics.residuals import residuals
 from ..errors import LMMError
-from ..estimation.many.policy import fit_many
+from ..estimation.many.pieces import fit_many
 from ..simulation.draws import simulate
 from ..support.arguments import checked
 from ..support.checks import check_count, check_level

@@ -18,7 +18,7 @@ from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.many.batch_fit import BatchFit
-from ..estimation.many.policy import fit_drawn
+from ..estimation.many.pieces import fit_drawn
 from ..estimation.model import Model
 from ..support.checks import check_count
 from ..support.seeds import Seed, beside, check_first, key_of, stream

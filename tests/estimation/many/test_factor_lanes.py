@@ -10,8 +10,8 @@ import landscapes
 from fastlmm_core import RandomTerm
 from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many import factor_lanes
-from fastlmm_core.estimation.many import policy as batch_module
 from fastlmm_core.estimation.many.batch_fit import BatchFit
+from fastlmm_core.estimation.many.looks import in_lanes
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.kernels.hierarchies import CorrelatedBatch, FactorBatch
 from fastlmm_core.kernels.records.batches import BatchLook
@@ -161,7 +161,7 @@ def test_the_screen_has_the_values_of_the_criterion(rng, shape, reml):
     into = BatchFit(model, Fit, reml, 5, None)
     screen = batch.screen
     look = BatchLook(np.empty((5, screen.width), dtype=np.intc), np.empty(5), np.empty((5, len(screen.thetas))))
-    batch_module._lanes(batch, Y, into, 0, look=look)
+    in_lanes(batch, Y, into, 0, look=look)
     assert (into.status > 0).sum() >= 3
     at = rng.integers(0, len(screen.thetas), 12)
     for i, y in enumerate(Y):

@@ -17,7 +17,7 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.estimation.many import policy as batch_module
+from fastlmm_core.estimation.many import pieces as batch_module
 from fastlmm_core.estimation.many.one_factor import shared_design
 from fastlmm_core.simulation.draws import STREAM, draws, parametric
 from fastlmm_core.support.seeds import key_of

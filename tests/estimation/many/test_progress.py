@@ -7,7 +7,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
-from fastlmm_core.estimation.many import masks, policy
+from fastlmm_core.estimation.many import looks, masks, pieces
 from fastlmm_core.estimation.many.parts import FIELDS
 from fastlmm_core.estimation.many.progress import UNREACHED
 
@@ -43,7 +43,7 @@ class Breaks:
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("the disk is full"), MemoryError()])
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_run_goes_on(model, Y, error, jobs, monkeypatch):
-    monkeypatch.setattr(policy, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(pieces, "WORTH_A_THREAD", 1)
     given = Breaks(Y, 40, error)
     with pytest.raises(type(error)) as raised:
         model.fit_many(given, n_jobs=jobs, memory=0.01)
@@ -54,13 +54,13 @@ def test_a_run_goes_on(model, Y, error, jobs, monkeypatch):
     np.testing.assert_array_equal(left.params[reached], whole.params[reached])
     assert np.isnan(left.params[~reached]).all() and not left.converged[~reached].any()
     fitted = []
-    original = policy._alone
+    original = pieces.fit_alone
 
     def watch(model, responses, into, part):
         fitted.append(part.stop - part.start)
         original(model, responses, into, part)
 
-    monkeypatch.setattr(policy, "_alone", watch)
+    monkeypatch.setattr(pieces, "fit_alone", watch)
     again = model.fit_many(given, n_jobs=jobs, memory=0.01, resume=left)
     assert 0 < sum(fitted) < 64
     for name in FIELDS:
@@ -90,7 +90,7 @@ def test_a_stream_keeps_what_is_finished(model, Y):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_estimates_are_written(model, Y, tmp_path, stream, monkeypatch):
-    monkeypatch.setattr(policy, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(pieces, "WORTH_A_THREAD", 1)
     out = {
         "params": np.lib.format.open_memmap(tmp_path / "params.npy", "w+", shape=(64, 2)),
         "df": np.empty((64, 2)), "covariance": np.empty((64, 2, 2)), "converged": np.empty(64, dtype=bool),
@@ -186,8 +186,8 @@ def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
             patch.setattr(stack_fit, "PIECE", 8)
             breaks_once(patch, stack_fit, "estimates_of", 3)
         else:
-            patch.setattr(policy, "WORTH_A_THREAD", 1)
-            breaks_once(patch, policy, "_fit_together", when)
+            patch.setattr(pieces, "WORTH_A_THREAD", 1)
+            breaks_once(patch, pieces, "fit_together", when)
         with pytest.raises(KeyboardInterrupt) as raised:
             model.fit_many(masked, missing="drop", n_jobs=1, memory=0.01, out=out)
     left = raised.value.batch
@@ -271,7 +271,7 @@ def test_several_factors_go_on(monkeypatch):
     Y[np.arange(10), np.arange(10)] = np.nan
     whole = model.fit_many(Y, missing="drop")
     with monkeypatch.context() as patch:
-        breaks_once(patch, policy, "estimate", 6)
+        breaks_once(patch, looks, "estimate", 6)
         with pytest.raises(KeyboardInterrupt) as raised:
             model.fit_many(Y, missing="drop", n_jobs=1)
     left = raised.value.batch

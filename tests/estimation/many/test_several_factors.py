@@ -10,7 +10,7 @@ import fastlmm_core as flc
 from fastlmm_core.batch_result import BatchResult
 from fastlmm_core.design.replication import independent_units, levels_of, observations, subjects
 from fastlmm_core.estimation.many import correlated_lanes
-from fastlmm_core.estimation.many import policy as batch_module
+from fastlmm_core.estimation.many import pieces as batch_module
 from fastlmm_core.estimation.many.several_factors import EXACT_UP_TO, HierarchyDesign
 from fastlmm_core.inference import wald as inference
 from fastlmm_core.inference.many import tests as batch_inference

@@ -10,7 +10,7 @@ import pytest
 import fastlmm_core as flc
 import oracle
 from fastlmm_core.covariance.directions import inverse_hessian
-from fastlmm_core.estimation.many import policy
+from fastlmm_core.estimation.many import pieces
 from fastlmm_core.inference import wald as inference
 from fastlmm_core.inference.many import tests as batch_inference
 
@@ -208,13 +208,13 @@ def test_streams_keep_what_was_fitted_by_itself(rng, monkeypatch, factors):
     model = flc.lmm("y ~ x + (1 | g)" + " + (1 | h)" * (factors - 1), table)
     Y = rng.normal(size=(9, 60)) + rng.normal(size=(9, 12))[:, table["g"]]
     whole = model.fit_many(Y)
-    original = policy._fit_together
+    original = pieces.fit_together
 
     def leaves_two(shared, Y, into, first, *more):
         original(shared, Y, into, first, *more)
         into.status[first + 2], into.status[first + 4] = 0, 0
 
-    monkeypatch.setattr(policy, "_fit_together", leaves_two)
+    monkeypatch.setattr(pieces, "fit_together", leaves_two)
     stream = model.fit_many(iter([Y]), n_jobs=1)
     assert np.flatnonzero(stream.alone).tolist() == [2, 4]
     both = ["Intercept = 0", "x = 0"]

@@ -18,7 +18,8 @@ values            responses with observations, weights, offset or covariates of 
 covariate_lanes   what responses with covariates share, where these are all that is their own
 covariates        columns of X with values of each response's own
 progress          results written block by block, and runs that go on later
-policy            pieces over threads, a second look, single fits
+pieces            pieces of the responses over threads
+looks             fits in lanes, searches from other starts, single fits
 patterns          Kenward and Roger's moments of many fits
 start             a common point, and what a first step from it needs
 search            the screen for other minima of many responses

@@ -16,7 +16,7 @@ from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
-from .policy import fit_few, fit_many
+from .pieces import fit_few, fit_many
 from .progress import Sink, begun
 from .responses_of_mask import ResponsesOfMask
 

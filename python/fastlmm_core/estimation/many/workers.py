@@ -19,7 +19,7 @@ from ...support.types import Array
 from ...tables.stored import StoredResponses, in_chunks, stored
 from .batch_fit import BatchFit
 from .parts import FIELDS, part_of
-from .policy import fit_many
+from .pieces import fit_many
 from .progress import Sink, begun, unfinished
 
 __all__ = ["fit_by_workers", "worker_client"]

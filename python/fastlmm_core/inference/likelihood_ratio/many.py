@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...estimation.many.batch_fit import BatchFit
-from ...estimation.many.policy import fit_drawn
+from ...estimation.many.pieces import fit_drawn
 from ...estimation.model import Model
 from ...simulation.nested import SeenAgain, drawn_log_rss, seen_by
 from ...support.arguments import checked

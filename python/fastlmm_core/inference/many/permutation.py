@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...estimation.many.batch_fit import BatchFit
 from ...estimation.many.one_factor import shared_design
-from ...estimation.many.policy import fit_many
+from ...estimation.many.pieces import fit_many
 from ...estimation.model import Model
 from ...support.arguments import checked
 from ...support.checks import check_count
