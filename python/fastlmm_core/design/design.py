@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
 from ..kernels.records.rows import SharedColumns
+from ..support.records import at_once
 from ..support.types import Array
 from ..tables.columns import Table, native_frame
 from ..tables.rows import CallerRows
@@ -93,6 +94,7 @@ class Source:
     options: Mapping[str, Any]
 
 
+@at_once
 @dataclass(frozen=True, eq=False)
 class Design:
     """Everything of a model but its response.

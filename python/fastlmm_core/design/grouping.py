@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import plain_array
+from ..support.records import at_once
 from ..support.seals import own
 from ..tables.labels import label_codes, modest_range
 
 __all__ = ["Codes", "Factor", "Grouping", "group_codes", "sorted_groups"]
 
 
+@at_once
 @dataclass(frozen=True, eq=False)
 class Codes:
     """Labels as they were read: a code for each row, and room for levels that need not occur.
@@ -65,6 +67,7 @@ class Codes:
         return self.codes if self.slot_labels is None else self.slot_labels[self.codes - self.base]
 
 
+@at_once
 @dataclass(frozen=True, eq=False)
 class Grouping:
     """A grouping factor: codes, and which of their slots occur among the rows.

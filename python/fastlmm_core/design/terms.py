@@ -17,6 +17,7 @@ from ..covariance.parameters import FREE, INDEPENDENT, Block, CovarianceStructur
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..support.checks import float_array, sum_is_finite
+from ..support.records import at_once
 from ..support.seals import own
 from ..support.types import Array
 from .grouping import Codes, group_codes
@@ -82,6 +83,7 @@ class Term(NamedTuple):
         return self.structure not in INDEPENDENT
 
 
+@at_once
 @dataclass(frozen=True)
 class RandomPart:
     """The random part of a model.

@@ -51,11 +51,13 @@ def problem_of(design: Design, y: Array | None, given: bool = False) -> tuple[Pr
     if y is None:
         y, offset, given = np.zeros(len(design.exog)), None, True
     if design.residual is None and len(part.codes) == 1:
+        known = design.shared_columns
+        Z = part.parts[0] if len(part.parts) == 1 else part.Z
         problem, present, columns = condition(
-            y, design.exog, part.Z, part.codes[0], design.weights, offset, part.structure, z_names=part.columns,
-            given=given, sigma=design.sigma, known=design.shared_columns,
+            y, design.exog, Z, part.codes[0], design.weights, offset, part.structure, z_names=part.columns,
+            given=given, sigma=design.sigma, known=known,
         )  # fmt: skip
-        if columns is not None:
+        if columns is not None and columns is not known:
             design.keep_columns(columns)
         return problem, design.groupings or (Grouping(part.codes[0], present),)
     with quiet_blas(len(design.exog), design.exog.shape[1] + part.Z.shape[1] + 1):

@@ -18,6 +18,7 @@ from ..engines.scaling import criterion_offset
 from ..engines.starts import shrunk_start
 from ..errors import LMMError
 from ..support.blas_threads import one_blas_thread, quiet_product
+from ..support.records import at_once
 from ..support.types import Array
 from . import structured_effects
 from .known_variance import KnownVariance
@@ -43,7 +44,8 @@ _EFFECTS_NAMED = 3
 """So many random effects of a covariance matrix without full rank are named, more are counted."""
 
 
-@dataclass(frozen=True, eq=False, repr=False, init=False)
+@at_once
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
     """A model at its estimates, or at parameters that were stated.
 
@@ -64,12 +66,6 @@ class Fit:
     reml: bool
     solution: Solution
     stated: Stated | None = None
-
-    def __init__(
-        self, model: Model, optimum: Optimum, reml: bool, solution: Solution, stated: Stated | None = None
-    ) -> None:
-        # what dataclass would write sets one field after the other, at some cost where fits take microseconds
-        self.__dict__.update(model=model, optimum=optimum, reml=reml, solution=solution, stated=stated)
 
     # ---- likelihood ----------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ blas_threads    one BLAS thread where matrices are small
 progress        the progress bar
 text_tables     aligned text
 formats         paragraphs and tables in HTML, Markdown, LaTeX
+records         dataclasses that are made in less time
 memory          memory asked for before BLAS needs it
 seeds           streams of random numbers
 words           the words of other packages

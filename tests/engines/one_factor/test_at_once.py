@@ -126,6 +126,16 @@ def test_a_refit_is_the_fit_of_a_new_model(rng):
         np.testing.assert_array_equal(again.cov_params(), new.cov_params())
 
 
+def test_a_response_that_needs_a_second_look_leaves_what_is_known_of_a_design(rng):
+    n = 120
+    groups, X = np.repeat(np.arange(12), 10), np.column_stack([np.ones(n), rng.normal(size=n)])
+    model = flc.LinearMixedModel(rng.normal(size=n), X, X, groups)
+    known = model.design.shared_columns
+    assert known is not None
+    model.refit(X @ [1.0, 2.0] + 1e-6 * rng.normal(size=n))  # what X nearly reproduces
+    assert model.design.shared_columns is known
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
