@@ -1120,6 +1120,26 @@ def test_searches_of_a_response_that_do_not_go_together_end_at_the_lowest(monkey
     assert batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
 
 
+def test_a_lower_minimum_that_the_lanes_do_not_settle_is_left_to_a_single_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = landscapes.problem("time_course", 20051)
+    model = model_of(problem).with_response(problem.y[::-1])
+    made, unsettled = looks._from, []
+
+    def without_end(*given: object, **more: object) -> BatchFit:
+        found = made(*given, **more)
+        if "known" not in more:
+            # not a search, but the fit from the lowest point at which one has ended
+            unsettled.append(len(found.status))
+            found.status[:] = 0
+        return found
+
+    monkeypatch.setattr(looks, "_from", without_end)
+    batch = model.fit_many(np.array([problem.y]), reml=problem.reml, n_jobs=1)
+    assert unsettled == [1]
+    assert not batch.converged[0] or batch.criterion[0] <= landscapes.lowest(problem) + TOLERANCE
+    assert batch.converged[0]
+
+
 def test_a_batch_starts_from_correlated_effects_too() -> None:
     """As single fits do: no screen finds the minimum of four independent effects far from their origin."""
     problem = landscapes.problem("nested_slopes", 7231)
