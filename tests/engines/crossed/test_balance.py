@@ -153,7 +153,22 @@ def test_what_is_balanced() -> None:
         # too few degrees of freedom for maximum likelihood
         [np.arange(9) // 3, np.arange(9) % 3],
         [np.arange(12) // 2, np.arange(12) % 2],
+        # unequal levels, 5^2 + 2^2 + 6^2 = 5 (5 + 2 + 6): their squares sum to what equal ones would give
+        [np.repeat(np.arange(12), [5, 2, 6] * 4), np.repeat(np.arange(4), 13)],
     ],
 )
 def test_what_is_not_known_to_be(codes: Codes) -> None:
     assert not balanced(codes)
+
+
+def test_slopes_of_equal_length_are_not_intercepts() -> None:
+    """Lengths and numbers of rows are those of balanced layouts; what the factors have in common is not."""
+    y, ones = np.random.default_rng(4).standard_normal(ROWS), np.ones((ROWS, 1))
+    fine, coarse = np.arange(ROWS) // 2, np.arange(ROWS) // 8
+    signs = np.tile([1.0, -1.0], ROWS // 2)
+    terms = [flc.RandomTerm(None, fine, "a"), flc.RandomTerm(signs[:, None], coarse, "b")]
+    assert flc.LinearMixedModel(y, ones, terms=terms).problem.elsewhere().kind != "nothing"
+    a, b = SHAPES["crossed"]
+    signs = np.where((a + b) % 4 < 2, 1.0, -1.0)
+    terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(signs[:, None], b, "b")]
+    assert flc.LinearMixedModel(y, signs[:, None], terms=terms).problem.elsewhere().kind != "nothing"
