@@ -62,6 +62,7 @@ cdef extern from "vector.h":
     vec VEC_RSQRT_ABOVE(vec, vec) nogil
     vec VEC_LOG(vec) nogil
     vec VEC_ABS(vec) nogil
+    void FETCH(const void*) nogil
     void VEC_SPLIT(vec, vec) nogil
     vec VEC_WHERE_POSITIVE(vec, vec, vec) nogil
     void vec_transpose(const double* const*, long, const double*, double*) nogil

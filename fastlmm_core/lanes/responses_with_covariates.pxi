@@ -30,6 +30,7 @@ cdef double SQUARE_ROOT_OF_SIZE = 16.0
 # The sums of a block of responses; all pointers are to vectors.
 cdef struct LineSums:
     Reading r[4]            # one for each line
+    Py_ssize_t ahead[4]     # from the rows of a block to those of the next one, which are fetched on the way
     double* columns         # (n_columns, q, e)
     double* rest            # (n_patterns, q e (q e + 1) / 2)
     double* within          # (k(k+1)/2,) of X_o and the lines
@@ -88,9 +89,10 @@ cdef inline void sum_lines(Py_ssize_t q, Py_ssize_t e, bint plain, const Batch* 
 
     plain: lines are as they are, without weights, and X_o'[C y] follows from the groups.
     """
-    cdef Py_ssize_t i, a, j, l, m, pos, p = base.p, used = s.r[0].used, filled = s.r[0].filled
+    cdef Py_ssize_t i, j, l, m, pos, p = base.p, used = s.r[0].used, filled = s.r[0].filled
     cdef vecu* A = <vecu*> s.A
     cdef const vecu* tile = <vecu*> s.tile
+    # one loop over each of these: with constant sizes they are kept in registers
     cdef vec z[12]
     cdef vec cross[10]
     cdef vec v[4]
@@ -106,23 +108,22 @@ cdef inline void sum_lines(Py_ssize_t q, Py_ssize_t e, bint plain, const Batch* 
             used = 0
         for l in range(e):
             v[l] = tile[l * (TILE_ROWS + LANES) + used]
+            FETCH(s.r[l].row[i % LANES] + s.ahead[l] + i // LANES * LANES)
             if not plain and w.times[l] != NULL:
                 v[l] = v[l] * w.times[l][i]
         used += 1
         if not plain and base.offset != NULL:
             v[e - 1] = v[e - 1] - base.offset[i]
-        for a in range(q):
-            for l in range(e):
-                z[a * e + l] = z[a * e + l] + base.basis[i * q + a] * v[l]
+        for pos in range(q * e):
+            z[pos] = z[pos] + base.basis[i * q + pos // e] * v[pos % e]
         for j in range(p if not plain and base.x != NULL else 0):
             for l in range(e):
                 A[j * e + l] = A[j * e + l] + base.x[i * p + j] * v[l]
-        pos = 0
-        for l in range(e):
+        for pos in range(e * (e + 1) // 2):
+            l = (pos >= 1) + (pos >= 3) + (pos >= 6)
+            m = pos - l * (l + 1) // 2
             t = v[l] if plain or base.weights == NULL else v[l] * base.weights[i]
-            for m in range(l + 1):
-                cross[pos] = cross[pos] + t * v[m]
-                pos = pos + 1
+            cross[pos] = cross[pos] + t * v[m]
     for pos in range(q * e):
         acc[pos] = z[pos]
     for pos in range(e * (e + 1) // 2):
@@ -380,6 +381,7 @@ cdef void begin_lines(const Batch* base, const LinesToRead* given, const SharedL
         (<vecu*> s.cross)[pos] = VEC_SET(0.0)
     for l in range(e):
         s.r[l].used = s.r[l].filled = 0
+        s.ahead[l] = LANES * given.step[l]
         for lane in range(8):
             # lanes beyond the last response repeat it
             s.r[l].row[lane] = given.source[l] + min(lane, given.count - 1) * given.step[l]

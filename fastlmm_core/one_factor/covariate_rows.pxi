@@ -38,12 +38,14 @@ cdef int fit_together(const Batch* d, const Stacked* rows, const Screen* screen,
     cdef double* betas
     cdef double* work
     for turn in range(2):
-        moments = take(&arena, (count + kernels.lanes - 1) // kernels.lanes * n)
-        maps = take(&arena, count * p * p)
-        betas = take(&arena, count * p)
+        # one size for all chunks, which follow each other in the same memory
+        moments = take(&arena, (CHUNK + kernels.lanes - 1) // kernels.lanes * n)
+        maps = take(&arena, CHUNK * p * p)
+        betas = take(&arena, CHUNK * p)
         work = take(&arena, kernels.lines_size(d))
-        if turn == 0:
-            free(desk.memory)
+        if turn == 0 and desk.memory != NULL:
+            refurnish(&arena, desk.memory)
+        elif turn == 0:
             desk.memory = furnish(&arena)
             if desk.memory == NULL:
                 return -1

@@ -24,7 +24,12 @@ cdef inline double* take(Arena* arena, Py_ssize_t n) noexcept nogil:
 cdef inline double* furnish(Arena* arena) noexcept nogil:
     """Memory (zeros) for what was counted, which is to be taken next; to be freed by the caller, NULL where there is none."""
     cdef double* memory = <double*> calloc(arena.used + CACHE_LINE, sizeof(double))
+    refurnish(arena, memory)
+    return memory
+
+
+cdef inline void refurnish(Arena* arena, double* memory) noexcept nogil:
+    """Take what comes next from memory that `furnish` has given for as much before."""
     if memory != NULL:
         arena.base = <double*> ((<uintptr_t> memory + 63) & ~(<uintptr_t> 63))
     arena.used = 0
-    return memory
