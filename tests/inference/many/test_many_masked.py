@@ -145,6 +145,16 @@ def test_responses_that_are_changed_are_noticed(rng, arrays):
     np.testing.assert_allclose(batch.test([[0.0, 1.0, 0.0, 0.0]]).pvalues, before, rtol=1e-12)
 
 
+def test_infinite_values_among_scattered_masks(rng, arrays):
+    X, Z, groups, *_ = arrays
+    Y = rng.standard_normal((40, 72))
+    Y[rng.uniform(size=Y.shape) < 0.1] = np.nan
+    Y[4, np.flatnonzero(~np.isnan(Y[4]))[:2]] = np.inf, -np.inf
+    batch = flc.LinearMixedModel(None, X, Z, groups).fit_many(Y, missing="drop")
+    assert batch.scattered is not None and batch.invalid.tolist() == [4]
+    assert batch.scattered[1].reasons == {4: "it has infinite values"}
+
+
 def test_what_is_not_determined(rng, arrays):
     X, Z, groups, *_, Y = arrays
     Y[1] = np.nan

@@ -217,6 +217,24 @@ def test_infinite_values_are_observations(rng, arrays):
             assert batch.nobs[[0, 2]].tolist() == [84, 83]
 
 
+@pytest.mark.parametrize("missing", ["drop", "invalid"])
+@pytest.mark.parametrize("given", ["weights", "offset", "covariates"])
+def test_why_infinite_values_are_not_fitted(rng, arrays, given, missing):
+    """Whatever else is a response's own, by lanes and one by one; what is left out with an observation does not count."""
+    X, Z, groups, Y = arrays
+    Y[2, 3], Y[9, 5] = np.inf, -np.inf
+    own = rng.uniform(0.5, 2.0, Y.shape)
+    if missing == "drop":
+        own[9, 5] = np.nan
+    for random in (X, Z):
+        model = flc.LinearMixedModel(Y[0], X, random, groups)
+        batch = model.fit_many(Y, missing=missing, **{given: {"c": own} if given == "covariates" else own})
+        np.testing.assert_array_equal(batch.invalid, [2] if missing == "drop" else [2, 9])
+        assert set(batch.reasons.values()) == {"it has infinite values"}
+        with pytest.raises(flc.LMMError, match="could not be fitted: it has infinite values"):
+            batch[2]
+
+
 def test_nothing_depends_on_threads_or_neighbours(rng, arrays):
     X, Z, groups, _ = arrays
     Y = rng.standard_normal((300, len(groups)))

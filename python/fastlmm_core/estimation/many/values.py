@@ -260,7 +260,10 @@ class ResponseStack:
             For a response that cannot be fitted.
         """
         own, rows = self._design(i)
-        return self.kind.of(own, self.Y[i, rows])
+        y = self.Y[i, rows]
+        if np.isinf(y).any():
+            raise LMMError("it has infinite values")
+        return self.kind.of(own, y)
 
     def _design(self, i: int) -> tuple[Design, NDArray[np.intp]]:
         """The design of the rows that a response has, and these."""

@@ -124,12 +124,10 @@ def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: b
 
 
 def _refused(stack: ResponseStack, drop: bool, min_obs: int) -> dict[int, str]:
-    """Responses that are not to be fitted, and why."""
-    if not min_obs and sum_is_finite(stack.Y):
-        return {}
-    out = {int(i): "it has infinite values" for i in np.flatnonzero(np.isinf(stack.Y).any(axis=1))}
-    if not drop:
-        out |= {int(i): "it has missing values" for i in np.flatnonzero(np.isnan(stack.Y).any(axis=1))}
+    """Responses that are not to be fitted, and why; those with infinite values are found where their fit fails."""
+    out = {}
+    if not drop and not sum_is_finite(stack.Y):
+        out = {int(i): "it has missing values" for i in np.flatnonzero(np.isnan(stack.Y).any(axis=1))}
     if min_obs:
         missing = np.isnan(stack.Y)
         for values in (stack.weights, stack.offset, *stack.covariates.values()):
@@ -161,18 +159,17 @@ def fit_with_holes(
     options = MaskOptions(run.n_jobs, run.memory, min_obs, sink)
     done: list[Masked[BatchFit]] = []
     others: EachResult | None = None
-    refused: dict[int, str] = {}
     if len(left):
         some = np.ascontiguousarray(responses[left])
         stack = ResponseStack(model, some, left if labels is None else labels[left], None, None, {})
-        others, refused = EachResult(stack, kind, reml), _refused(stack, True, 0)
+        others = EachResult(stack, kind, reml)
     try:
         for rows, members in masks:
             done.append(fit_mask(model, empty, rows, members, responses, options, known.get(members.tobytes())))
         if others is not None:
             begun = None if run.resume is None or run.resume.scattered is None else run.resume.scattered[1]
             part = None if sink is None else sink.at(left)
-            fit_stack(others, run.n_jobs, run.progress, refused, part, begun)
+            fit_stack(others, run.n_jobs, run.progress, sink=part, resume=begun)
     except BaseException as error:
         found = getattr(error, "batch", None)
         for rows, members in masks[len(done) :]:
