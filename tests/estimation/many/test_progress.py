@@ -172,8 +172,9 @@ def written(out, found, fitted):
     assert np.isnan(np.asarray(out["params"])[~fitted]).all() and not np.asarray(out["converged"])[~fitted].any()
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("when", [2, 4, 40])
-def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
+def test_a_run_with_holes_goes_on(model, Y, when, jobs, monkeypatch):
     monkeypatch.setattr(masks, "FEW", 16)
     masked = with_holes(Y)
     whole = model.fit_many(masked, missing="drop", n_jobs=1)
@@ -189,7 +190,7 @@ def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
             patch.setattr(pieces, "WORTH_A_THREAD", 1)
             breaks_once(patch, pieces, "fit_together", when)
         with pytest.raises(KeyboardInterrupt) as raised:
-            model.fit_many(masked, missing="drop", n_jobs=1, memory=0.01, out=out)
+            model.fit_many(masked, missing="drop", n_jobs=jobs, memory=0.01, out=out)
     left = raised.value.batch
     there = np.isfinite(left.criterion)
     assert 0 < there.sum() < np.isfinite(whole.criterion).sum()
@@ -197,13 +198,69 @@ def test_a_run_with_holes_goes_on(model, Y, when, monkeypatch):
     if when == 40:
         with pytest.raises(LMMError, match="could not be fitted: the run was broken off"):
             left[int(np.flatnonzero(~there & np.isfinite(whole.criterion))[-1])]
-    again = model.fit_many(masked, missing="drop", n_jobs=1, memory=0.01, out=out, resume=left)
+    again = model.fit_many(masked, missing="drop", n_jobs=jobs, memory=0.01, out=out, resume=left)
     alike(again, whole)
     written(out, whole, np.isfinite(whole.criterion))
     other = masked.copy()
     other[np.flatnonzero(np.isnan(masked).sum(axis=1) == 0)[0], 0] = np.nan
     with pytest.raises(LMMError, match="number or missing values of responses"):
         model.fit_many(other, missing="drop", resume=left)
+
+
+def test_what_is_left_of_later_masks_stays(model, Y, monkeypatch):
+    """A run that goes on and is broken off again, before it has come to them."""
+    monkeypatch.setattr(masks, "FEW", 16)
+    masked = with_holes(Y)
+    first = model.fit_many(masked, missing="drop", n_jobs=1)
+    # as if the first mask had not been reached
+    lost = first.masks[0]._replace(batch=None, reason="")
+    left = type(first)(model, (lost, *first.masks[1:]), None, first.scattered)
+    breaks_once(monkeypatch, pieces, "fit_together", 1)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        model.fit_many(masked, missing="drop", n_jobs=1, resume=left)
+    again = raised.value.batch
+    later = np.concatenate([mask.members for mask in first.masks[1:]])
+    np.testing.assert_array_equal(again.params[later], first.params[later])
+    assert np.isnan(again.params[lost.members]).all()
+
+
+@pytest.mark.parametrize("jobs", [2, 5])
+def test_masks_and_their_pieces_go_to_any_number_of_threads(model, Y, jobs, monkeypatch):
+    """Each design is made once, some of them while others are fitted, and smaller pieces come last."""
+    monkeypatch.setattr(masks, "FEW", 16)
+    masked = with_holes(Y)
+    whole = model.fit_many(masked, missing="drop", n_jobs=1)
+    monkeypatch.setattr(pieces, "WORTH_A_THREAD", 1)
+    made, lengths = [], []
+    begin, fit = masks.begin_many, pieces.Run._fit
+    monkeypatch.setattr(masks, "begin_many", lambda *arguments: (made.append(arguments[6]), begin(*arguments))[1])
+    monkeypatch.setattr(pieces.Run, "_fit", lambda self, *piece: (lengths.append(len(piece[0])), fit(self, *piece))[1])
+    alike(model.fit_many(masked, missing="drop", n_jobs=jobs), whole)
+    sizes = [len(mask.members) for mask in whole.masks]
+    assert made == [sum(sizes[k + 1 :]) for k in range(3)]
+    assert sum(lengths) == sum(sizes) and max(lengths) > min(lengths)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_rows_that_a_piece_finds_without_a_fit(model, Y, jobs, monkeypatch):
+    """None of their responses has estimates, and the other masks have theirs."""
+    monkeypatch.setattr(masks, "FEW", 16)
+    monkeypatch.setattr(pieces, "WORTH_A_THREAD", 1)
+    masked = with_holes(Y)
+    whole, out, fit = model.fit_many(masked, missing="drop", n_jobs=1), arrays_for(len(masked)), pieces.Run._fit
+    lost = whole.masks[1]
+
+    def fails(self, block, into, first):
+        if block.shape[1] == len(lost.rows) and first > 0:
+            raise LMMError("no fit of these")
+        fit(self, block, into, first)
+
+    monkeypatch.setattr(pieces.Run, "_fit", fails)
+    found = model.fit_many(masked, missing="drop", n_jobs=jobs, memory=0.005, out=out)
+    assert [mask.reason for mask in found.masks] == ["", "no fit of these", ""] and found.masks[1].batch is None
+    others = np.isfinite(whole.criterion) & ~np.isin(np.arange(len(masked)), lost.members)
+    np.testing.assert_array_equal(found.params[others], whole.params[others])
+    written(out, found, others)
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -220,7 +220,7 @@ def test_infinite_values_are_observations(rng, arrays):
 @pytest.mark.parametrize("missing", ["drop", "invalid"])
 @pytest.mark.parametrize("given", ["weights", "offset", "covariates"])
 def test_why_infinite_values_are_not_fitted(rng, arrays, given, missing):
-    """Whatever else is a response's own, by lanes and one by one; what is left out with an observation does not count."""
+    """By lanes and one by one; what is left out with an observation does not count."""
     X, Z, groups, Y = arrays
     Y[2, 3], Y[9, 5] = np.inf, -np.inf
     own = rng.uniform(0.5, 2.0, Y.shape)

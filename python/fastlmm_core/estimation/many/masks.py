@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,16 +11,19 @@ from numpy.typing import NDArray
 from ...errors import LMMError
 from ...kernels import mask_labels
 from ...support.checks import plain_array
+from ...support.threads import in_threads, thread_count
 from ...support.types import Array
 from ...tables.responses import ResponseColumns, is_table
 from ...tables.stored import stored
 from ..model import Model
 from .batch_fit import BatchFit
-from .pieces import fit_few, fit_many
+from .pieces import Run, begin_many, fit_few
 from .progress import Sink, begun
 from .responses_of_mask import ResponsesOfMask
+from .stack_fit import NOT_REACHED
+from .values import for_lanes
 
-__all__ = ["MaskOptions", "Masked", "fit_mask", "masks_of", "responses_of"]
+__all__ = ["MaskOptions", "Masked", "fit_masks", "masks_of", "responses_of"]
 
 B = TypeVar("B", bound=BatchFit)
 
@@ -165,55 +168,137 @@ def masks_of(
     return found, left
 
 
-def fit_mask(
+class _Open(Generic[B]):
+    """A mask whose responses are being fitted.
+
+    Parameters
+    ----------
+    model : Model
+        With all rows.
+    empty : callable
+        Makes an empty batch of a model for so many responses, which are kept.
+    some : ResponsesOfMask
+        The responses.
+    options : MaskOptions
+    resume : BatchFit or None
+        What an earlier run has left of these.
+    """
+
+    def __init__(
+        self, model: Model, empty: Callable[[Model, int, Any], B], some: ResponsesOfMask, options: MaskOptions,
+        resume: B | None,
+    ) -> None:  # fmt: skip
+        self.model, self.empty, self.some, self.options, self.resume = model, empty, some, options, resume
+        self.sink = None if options.sink is None else options.sink.at(some.members)
+        self.run: Run[B] | None = None
+        self.batch: B | None = None
+        self.reason: str | None = None
+
+    def begin(self, jobs: int, beyond: int) -> Run[B] | None:
+        """What is to be fitted piece by piece, see `begin_many`; None where there is nothing, or nothing left."""
+        model, some, options = self.model, self.some, self.options
+        rows, members = some.rows, some.members
+        try:
+            if not len(rows):
+                raise LMMError("all observations are missing")
+            if len(rows) < options.min_obs:
+                raise LMMError(f"it has {len(rows)} observations, fewer than min_obs={options.min_obs}")
+            alone = len(model.factors) > 1 and len(members) <= ALONE
+            typical = some.Y[members[0], rows] if alone else None if model.given else model.endog[rows]
+            own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)
+
+            def made(count: int, responses: Any) -> B:
+                return self.empty(own, count, responses)
+
+            if not alone:
+                self.run = begin_many(made, some, jobs, options.memory, self.sink, self.resume, beyond)
+            elif self.resume is None:
+                self.batch = fit_few(made, some())
+            else:
+                self.batch = made(len(some), some)
+                begun(self.batch, self.resume)
+        except LMMError as error:
+            self.reason = str(error)
+        if self.batch is not None and self.sink is not None:
+            self.sink.write(self.batch, 0)
+        return self.run
+
+    def fit(self, *piece: Any) -> int:
+        """Fit a piece, unless another one has told that there is no fit of these rows; how many responses it has."""
+        if self.run is None or self.reason is not None:
+            return 0
+        try:
+            return self.run.fit(*piece)
+        except LMMError as error:
+            self.reason = str(error)
+            return 0
+
+    def masked(self) -> Masked[B]:
+        """What has been found, and what an earlier run has left where this one has not come to it."""
+        rows, members = self.some.rows, self.some.members
+        if self.reason is not None:
+            if self.sink is not None:
+                self.sink.leave_out()
+            return Masked(rows, members, None, self.reason)
+        if self.run is None:
+            batch = self.resume if self.batch is None else self.batch
+            return Masked(rows, members, batch, NOT_REACHED if self.batch is None else "")
+        whole = bool(self.run.reached.all())
+        return Masked(rows, members, self.run.found(not whole), "" if whole else NOT_REACHED)
+
+
+def fit_masks(
     model: Model,
     empty: Callable[[Model, int, Any], B],
-    rows: NDArray[np.intp],
-    members: NDArray[np.intp],
+    masks: list[tuple[NDArray[np.intp], NDArray[np.intp]]],
     Y: Array,
     options: MaskOptions,
-    resume: B | None = None,
-) -> Masked[B]:
-    """Fit the responses that have certain observations.
+    known: Mapping[bytes, B],
+) -> list[Masked[B]]:
+    """Fit the responses of masks.
+
+    What breaks the run off carries what has been found as its attribute `masks`.
 
     Parameters
     ----------
     model : Model
     empty : callable
         Makes an empty batch of a model for so many responses, which are kept.
-    rows, members : int arrays
-        See `Masked`.
+    masks : list of (int array, int array)
+        Rows and members, see `Masked`.
     Y : (n_responses, nobs) array
         All responses.
     options : MaskOptions
-    resume : BatchFit or None
-        What an earlier run has left of these.
+    known : mapping
+        What an earlier run has left, by the bytes of the members.
     """
-    sink = None if options.sink is None else options.sink.at(members)
+    jobs = thread_count(options.n_jobs)
+    mine = [
+        _Open(model, empty, ResponsesOfMask(Y, members, rows), options, known.get(members.tobytes()))
+        for rows, members in masks
+    ]
+
+    def tasks() -> Iterator[tuple[Any, ...]]:
+        """Pieces of all masks: the design of the next one is made while other threads fit what is left of this one."""
+        beyond = sum(len(one.some) for one in mine)
+        for one in mine:
+            beyond -= len(one.some)
+            run = one.begin(jobs, beyond)
+            for piece in () if run is None else run.tasks():
+                yield one, *piece
+
     try:
-        if not len(rows):
-            raise LMMError("all observations are missing")
-        if len(rows) < options.min_obs:
-            raise LMMError(f"it has {len(rows)} observations, fewer than min_obs={options.min_obs}")
-        some = ResponsesOfMask(Y, members, rows)
-        alone = len(model.factors) > 1 and len(members) <= ALONE
-        typical = Y[members[0], rows] if alone else None if model.given else model.endog[rows]
-        own = model.fittable() if len(rows) == model.nobs else _part(model, rows, typical)
-
-        def made(count: int, responses: Any) -> B:
-            return empty(own, count, responses)
-
-        if not alone:
-            batch = fit_many(made, some, options.n_jobs, False, options.memory, sink, resume)
-        elif resume is None:
-            batch = fit_few(made, some())
-        else:
-            batch = made(len(some), some)
-            begun(batch, resume)
-    except LMMError as error:
-        if sink is not None:
-            sink.leave_out()
-        return Masked(rows, members, None, str(error))
-    if alone and sink is not None:
-        sink.write(batch, 0)
-    return Masked(rows, members, batch, "")
+        if for_lanes(model):
+            in_threads(lambda one, *piece: one.fit(*piece), tasks(), jobs)
+            return [one.masked() for one in mine]
+        for one in mine:
+            run = one.begin(jobs, 0)
+            try:
+                if run is not None:
+                    run.make(False)
+            except LMMError as error:
+                one.reason = str(error)
+        return [one.masked() for one in mine]
+    except BaseException as error:
+        error.masks = [one.masked() for one in mine]  # type: ignore[attr-defined]
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .looks import Shared, Sided
     from .several_factors import HierarchyDesign
 
-__all__ = ["fit_drawn", "fit_few", "fit_many", "refuse_missing"]
+__all__ = ["Run", "begin_many", "fit_drawn", "fit_few", "fit_many", "refuse_missing"]
 
 B = TypeVar("B", bound=BatchFit)
 
@@ -126,11 +126,12 @@ def _unmasked(Y: Any) -> Any:
 
 
 def _chunks(
-    blocks: Iterator[Any], size: int, smallest: int, jobs: int, sums: SparseSums | None = None
+    blocks: Iterator[Any], size: int, smallest: int, jobs: int, sums: SparseSums | None = None, beyond: int = 0
 ) -> Iterator[Any]:
     """Pieces of at most `size` rows; smaller ones towards the end of a block, so that all threads end together.
 
-    Pieces of sparse matrices are summed by the threads that fit them, if `sums` says how.
+    Pieces of sparse matrices are summed by the threads that fit them, if `sums` says how.  So many rows `beyond` the
+    last are of other runs, which the same threads go on with.
     """
     for block in blocks:
         if sums is not None and getattr(block, "sparse", False):
@@ -141,10 +142,56 @@ def _chunks(
         begin = 0
         count = block.shape[0]
         while begin < count:
-            share = (count - begin) // (2 * jobs) // 8 * 8
+            share = (count - begin + beyond) // (2 * jobs) // 8 * 8
             length = min(size, max(share, smallest)) if jobs > 1 else size
             yield block[begin : begin + length]
             begin += length
+
+
+def begin_many(
+    empty: Callable[[int, Any], B],
+    Y: Any,
+    jobs: int,
+    memory: float = 64.0,
+    out: Any = None,
+    resume: BatchFit | None = None,
+    beyond: int = 0,
+) -> Run[B]:
+    """A run over many responses that is ready to be made.
+
+    Parameters
+    ----------
+    empty : callable
+        Makes an empty batch for so many responses, which are kept if they are given.
+    jobs : int
+        Threads at most.
+    memory, out, resume
+        As for `LinearMixedModel.fit_many`; out may be a Sink.
+    beyond : int
+        Responses of other runs, which the same threads go on with.
+    """
+    none = empty(0, None)
+    model = none.model
+    if not memory > 0.0:
+        raise LMMError(f"memory={memory} must be a positive number of megabytes")
+    labels = _Labels()
+    blocks, count, whole = _blocks(Y, model.design.caller_rows, labels, memory * 2**20)
+    size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
+    smallest = max(8, WORTH_A_THREAD // model.nobs // 8 * 8)
+    if _one_by_one(model, none.reml):
+        size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
+    if count is not None:
+        jobs = min(jobs, max(1, (count + beyond) // smallest))
+    sums = None
+    if isinstance(whole, StoredResponses) and whole.sparse and _by_sums(model, none.reml):
+        sums = model.once("sums of sparse responses", lambda: SparseSums(model))
+        whole = SparseResponses(whole, sums)
+    blocks = _chunks(blocks, size, smallest, jobs, sums, beyond)
+    if resume is not None and count is None:
+        raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
+    sink = out if out is None or isinstance(out, Sink) else Sink(out, none, count)
+    watched = not constant(whole.Y if isinstance(whole, ResponsesOfMask) else whole)
+    return Run(empty, blocks, (count, whole), jobs, _Keeping(True, watched, sink, resume, labels))
 
 
 def fit_many(
@@ -156,43 +203,8 @@ def fit_many(
     out: Any = None,
     resume: BatchFit | None = None,
 ) -> B:
-    """Fit many responses; see `LinearMixedModel.fit_many`.
-
-    Parameters
-    ----------
-    empty : callable
-        Makes an empty batch for so many responses, which are kept if they are given.
-    """
-    none = empty(0, None)
-    model = none.model
-    jobs = thread_count(n_jobs)
-    if not memory > 0.0:
-        raise LMMError(f"memory={memory} must be a positive number of megabytes")
-    labels = _Labels()
-    blocks, count, whole = _blocks(Y, model.design.caller_rows, labels, memory * 2**20)
-    size = int(max(8, min(CHUNK_BYTES, memory * 2**20 / (2 * jobs)) // (8 * model.nobs) // 8 * 8))
-    smallest = max(8, WORTH_A_THREAD // model.nobs // 8 * 8)
-    if _one_by_one(model, none.reml):
-        size, smallest = min(size, ONE_BY_ONE), WORTH_ONE
-    if count is not None:
-        jobs = min(jobs, max(1, count // smallest))
-    sums = None
-    if isinstance(whole, StoredResponses) and whole.sparse and _by_sums(model, none.reml):
-        sums = model.once("sums of sparse responses", lambda: SparseSums(model))
-        whole = SparseResponses(whole, sums)
-    blocks = _chunks(blocks, size, smallest, jobs, sums)
-    if resume is not None and count is None:
-        raise LMMError("resume needs an array or a table; of a stream fit the rest, and join both by concat")
-    sink = out if out is None or isinstance(out, Sink) else Sink(out, none, count)
-    try:
-        watched = not constant(whole.Y if isinstance(whole, ResponsesOfMask) else whole)
-        found = _fit(empty, blocks, count, whole, jobs, progress, _Keeping(True, watched, sink, resume))
-    except BaseException as error:
-        if hasattr(error, "batch") and count is not None:
-            error.batch.labels = labels.all
-        raise
-    found.labels = labels.all
-    return found
+    """Fit many responses; see `LinearMixedModel.fit_many`, and `begin_many`."""
+    return begin_many(empty, Y, thread_count(n_jobs), memory, out, resume).make(progress)
 
 
 def refuse_missing(batch: BatchFit) -> None:
@@ -256,7 +268,7 @@ def fit_drawn(
         As for `fit_many`.
     """
     jobs = min(thread_count(n_jobs), max(1, -(-count // size)))
-    return _fit(empty, blocks, count, whole, jobs, progress, _Keeping())
+    return Run(empty, blocks, (count, whole), jobs, _Keeping()).make(progress)
 
 
 def _rounds(tasks: Iterator[Any], size: int) -> Iterator[Iterator[Any]]:
@@ -287,37 +299,65 @@ class _Keeping(NamedTuple):
     """The responses are the caller's, who may change them later."""
     sink: Sink | None = None
     resume: BatchFit | None = None
+    labels: _Labels | None = None
 
 
-def _fit(
-    empty: Callable[[int, Any], B],
-    blocks: Iterator[Any],
-    count: int | None,
-    whole: Any,
-    jobs: int,
-    progress: bool | None,
-    keeping: _Keeping,
-) -> B:
-    """Fit blocks (arrays, or functions with a length that return them) of in all `count` responses (None: unknown)."""
-    kept, watched, sink, resume = keeping
-    pieces: list[B] = [] if count is None else [empty(count, whole)]
-    if count is not None and watched:
-        pieces[0].seals = np.empty((count, 2), dtype=np.uint64)
-    reached = np.zeros(0 if count is None else count, dtype=bool) if resume is None else begun(pieces[0], resume)
-    finished: set[int] = set()
-    none = empty(0, None)
-    model = none.model
-    shared = None if _alone_by_nature(model, none.reml) else _shared(model)
+class Run(Generic[B]):
+    """Fits of responses piece by piece, by any number of threads.
 
-    def run(block: Any, into: BatchFit, first: int, begin: int) -> int:
-        fit(block, into, first)
-        if sink is not None:
-            sink.write(part_of(into, np.arange(first, first + len(block))), begin)
-        reached[first : first + len(block)] = True  # of a stream, where it is empty, nothing
-        finished.add(begin)
+    Parameters
+    ----------
+    empty : callable
+        Makes an empty batch for so many responses, which are kept if they are given.
+    blocks : iterator
+        Arrays, or functions with a length that return them.
+    responses : tuple
+        Their number in all (None: unknown), and the whole if it can be indexed.
+    jobs : int
+    keeping : _Keeping
+    """
+
+    def __init__(
+        self, empty: Callable[[int, Any], B], blocks: Iterator[Any], responses: tuple[int | None, Any], jobs: int,
+        keeping: _Keeping,
+    ) -> None:  # fmt: skip
+        self.empty, self.blocks, self.jobs, self.keeping = empty, blocks, jobs, keeping
+        self.count, whole = responses
+        count, resume = self.count, keeping.resume
+        self.pieces: list[B] = [] if count is None else [empty(count, whole)]
+        if count is not None and keeping.watched:
+            self.pieces[0].seals = np.empty((count, 2), dtype=np.uint64)
+        self.reached = np.zeros(0 if count is None else count, dtype=bool)
+        if resume is not None:
+            self.reached = begun(self.pieces[0], resume)
+        self.finished: set[int] = set()
+        none = empty(0, None)
+        self.model = none.model
+        self.shared = None if _alone_by_nature(self.model, none.reml) else _shared(self.model)
+
+    def tasks(self) -> Iterator[tuple[Any, BatchFit, int, int]]:
+        """What `fit` takes, piece by piece."""
+        at = 0
+        for block in self.blocks:
+            if self.count is None:
+                # results of a stream grow with it
+                self.pieces.append(self.empty(len(block), None))
+                yield block, self.pieces[-1], 0, at
+            elif not self.reached[at : at + len(block)].all():
+                yield block, self.pieces[0], at, at
+            at += len(block)
+
+    def fit(self, block: Any, into: BatchFit, first: int, begin: int) -> int:
+        """Fit a piece into rows first, first + 1, ... of a batch; how many responses it has."""
+        self._fit(block, into, first)
+        if self.keeping.sink is not None:
+            self.keeping.sink.write(part_of(into, np.arange(first, first + len(block))), begin)
+        self.reached[first : first + len(block)] = True  # of a stream, where it is empty, nothing
+        self.finished.add(begin)
         return len(block)
 
-    def fit(block: Any, into: BatchFit, first: int) -> None:
+    def _fit(self, block: Any, into: BatchFit, first: int) -> None:
+        model, shared = self.model, self.shared
         if shared is not None and _by_scores(model, block):
             lines, scores = block.scores(), block.meaning
             fit_together(shared, lines, into, first, scores.meaning)
@@ -344,48 +384,45 @@ def _fit(
         else:
             fit_together(shared, dense, into, first)
         fit_alone(model, lambda which: dense[which], into, slice(first, first + len(dense)))
-        if count is None and shared is not None and not model.one_by_one:
+        if self.count is None and shared is not None and not model.one_by_one:
             into.curvature = _curvature(cast("kernels.BatchDesign", shared), dense, into)
 
-    def tasks() -> Iterator[tuple[Any, BatchFit, int, int]]:
-        at = 0
-        for block in blocks:
-            if count is None:
-                # results of a stream grow with it
-                pieces.append(empty(len(block), None))
-                yield block, pieces[-1], 0, at
-            elif not reached[at : at + len(block)].all():
-                yield block, pieces[0], at, at
-            at += len(block)
+    def found(self, broken: bool = False) -> B:
+        """All responses, those that a run which is broken off has not reached as missing; of a stream those before."""
+        if self.count is not None:
+            whole = self.pieces[0] if self.reached.all() else unfinished(self.pieces[0], self.reached)
+        else:
+            pieces, at = [], 0
+            for piece in self.pieces:
+                if at not in self.finished:
+                    break
+                pieces.append(piece)
+                at += len(piece)
+            whole = _joined(self.empty, pieces)
+        if self.keeping.labels is not None and not (broken and self.count is None):
+            whole.labels = self.keeping.labels.all
+        return whole
 
-    def so_far() -> B:
-        if count is not None:
-            return unfinished(pieces[0], reached)
-        whole_pieces, at = [], 0
-        for piece in pieces:
-            if at not in finished:
-                break
-            whole_pieces.append(piece)
-            at += len(piece)
-        return _joined(empty, whole_pieces)
-
-    bar = progress_bar(progress, count)
-    try:
-        # our threads would wait for each other in BLAS
-        several = len(model.factors) > 1 or model.design.residual is not None
-        callers = blas_callers(jobs) if several else jobs
-        with one_blas_thread(several):
-            # the blocks of a stream are drawn here, some at a time
-            for some in _rounds(tasks(), ROUND * jobs) if count is None else (tasks(),):
-                in_threads(run, some, callers, None if bar is None else bar.update)
-    except BaseException as error:
-        if kept:
-            error.batch = so_far()  # type: ignore[attr-defined]
-        raise
-    finally:
-        if bar is not None:
-            bar.close()
-    return pieces[0] if count is not None else _joined(empty, pieces)
+    def make(self, progress: bool | None) -> B:
+        """Fit all pieces by threads of its own."""
+        bar = progress_bar(progress, self.count)
+        try:
+            # our threads would wait for each other in BLAS
+            several = len(self.model.factors) > 1 or self.model.design.residual is not None
+            callers = blas_callers(self.jobs) if several else self.jobs
+            tasks = self.tasks()
+            with one_blas_thread(several):
+                # the blocks of a stream are drawn here, some at a time
+                for some in _rounds(tasks, ROUND * self.jobs) if self.count is None else (tasks,):
+                    in_threads(self.fit, some, callers, None if bar is None else bar.update)
+        except BaseException as error:
+            if self.keeping.kept:
+                error.batch = self.found(True)  # type: ignore[attr-defined]
+            raise
+        finally:
+            if bar is not None:
+                bar.close()
+        return self.found()
 
 
 def _curvature(shared: Sided | HierarchyDesign, Y: Array, fits: BatchFit) -> Curvature:

@@ -10,10 +10,10 @@ import numpy as np
 
 from ...errors import LMMError
 from ...estimation.many.batch_fit import BatchFit
-from ...estimation.many.masks import Masked, MaskOptions, fit_mask, masks_of, responses_of
+from ...estimation.many.masks import Masked, MaskOptions, fit_masks, masks_of, responses_of
 from ...estimation.many.parts import same_design
 from ...estimation.many.progress import Sink
-from ...estimation.many.stack_fit import NOT_REACHED, estimates_of, fit_stack, leave_unreached
+from ...estimation.many.stack_fit import estimates_of, fit_stack, leave_unreached
 from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
 from ...support.checks import sum_is_finite
 from ...support.types import Array
@@ -164,18 +164,14 @@ def fit_with_holes(
         stack = ResponseStack(model, some, left if labels is None else labels[left], None, None, {})
         others = EachResult(stack, kind, reml)
     try:
-        for rows, members in masks:
-            done.append(fit_mask(model, empty, rows, members, responses, options, known.get(members.tobytes())))
+        done = fit_masks(model, empty, masks, responses, options, known)
         if others is not None:
             begun = None if run.resume is None or run.resume.scattered is None else run.resume.scattered[1]
             part = None if sink is None else sink.at(left)
             fit_stack(others, run.n_jobs, run.progress, sink=part, resume=begun)
     except BaseException as error:
-        found = getattr(error, "batch", None)
-        for rows, members in masks[len(done) :]:
-            done.append(Masked(rows, members, found if isinstance(found, BatchFit) else None, NOT_REACHED))
-            found = None if isinstance(found, BatchFit) else found
-        if others is not None and found is not others:
+        done = getattr(error, "masks", done)
+        if others is not None and getattr(error, "batch", None) is not others:
             leave_unreached(others, np.arange(len(left)))
         error.batch = MaskedBatch(  # type: ignore[attr-defined]
             model, done, labels, None if others is None else (left, others)
