@@ -187,12 +187,12 @@ def _descend(
     which = np.flatnonzero(lowest < into.criterion[first : first + len(Y)] - LOWER)
     if len(which):
         other = _from(shared, Y, into, which, theta[which], **more)
-        lower = (other.status > 0) & (other.criterion < into.criterion[first + which] - LOWER)
-        better = np.flatnonzero(lower)
+        settled = (other.status > 0) & (other.criterion < into.criterion[first + which] - LOWER)
+        better = np.flatnonzero(settled)
         for name in FIELDS if len(better) else ():
             getattr(into, name)[first + which[better]] = getattr(other, name)[better]
         # a minimum from which the lanes do not come to its last digits is left to a single fit
-        into.status[first + which[~lower]] = 0
+        into.status[first + which[~settled]] = 0
     return Ended(*(np.concatenate(parts) for parts in zip(*ended, strict=True)))
 
 
