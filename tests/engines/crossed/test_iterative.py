@@ -12,7 +12,7 @@ import pytest
 import fastlmm_core as flc
 from dense_factors import CASES, make
 from fastlmm_core.engines.choose import condition_factors
-from fastlmm_core.engines.crossed import cores
+from fastlmm_core.engines.crossed import cores, systems
 from fastlmm_core.engines.crossed import problem as crossed
 from fastlmm_core.engines.crossed.iterative import IterativeProblem
 from fastlmm_core.engines.crossed.problem import CrossedProblem
@@ -168,6 +168,19 @@ def test_threads_and_pickles_change_no_bit_and_seeds_do():
     far = model.fit(method="iterative", start=4.0 * one.theta)
     np.testing.assert_allclose(far.theta, one.theta, rtol=1e-4)
     assert far.n_evaluations > one.n_evaluations
+
+
+def test_how_many_are_solved_for_at_once_changes_nothing(monkeypatch):
+    problem, iterative = problems("crossed", 2, True)
+    theta = np.full(problem.structure.n_parameters, 0.4)
+    found = []
+    for at_once in (0, systems.AT_ONCE):
+        monkeypatch.setattr(systems, "AT_ONCE", at_once)
+        engine = iterative.criterion()
+        value, gradient, _ = engine.evaluate(theta, 1)
+        found.append(np.concatenate([[value], gradient, engine.noise().ravel(), engine.traces().ravel()]))
+        assert engine.system.together == (64 if at_once else systems.TOGETHER)
+    np.testing.assert_allclose(*found, rtol=SOLVED, atol=SOLVED * np.abs(found[0]).max())
 
 
 def test_a_fit_does_not_read_the_rows_again():

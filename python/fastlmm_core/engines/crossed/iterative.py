@@ -207,8 +207,10 @@ class IterativeCriterion(LevelDirections):
         count = self.problem.probes
         rng = np.random.default_rng([self.problem.seed, count])
         out = np.zeros((n_a, n_a))
-        for _ in range(count // TOGETHER):
-            z = 2.0 * rng.integers(0, 2, (self.n_slots, TOGETHER)).astype(np.float64) - 1.0
+        for at in range(0, count, self.system.together):
+            numbers = range(at, min(at + self.system.together, count), TOGETHER)
+            drawn = [rng.integers(0, 2, (self.n_slots, TOGETHER)) for _ in numbers]
+            z = 2.0 * np.concatenate(drawn, axis=1).astype(np.float64) - 1.0
             which, left = self.directed(self.multiply(z))
             _, right = self.directed(z)
             # z'N D N F z

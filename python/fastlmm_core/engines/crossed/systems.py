@@ -27,8 +27,9 @@ from ...support.types import Array, Index
 __all__ = ["TOGETHER", "Products", "System", "Traces", "blocks_times", "products_of"]
 
 
-TOGETHER = 8
-"""Columns that are solved for side by side: always so many, so that threads do not change any bit."""
+TOGETHER, AT_ONCE = 8, 2**15
+"""Columns that are solved for side by side, at the least, and numbers in those of small systems, of which a product
+takes no longer than its call: as many whatever the number of threads, so that threads do not change any bit."""
 
 EXACT, PROBED = 1e-11, 1e-10
 """Share of a right-hand side that conjugate gradients leave: of [X y] and what is made of it, and of probes."""
@@ -169,6 +170,8 @@ class System:
         turned = [L @ np.swapaxes(own, 1, 2) for own, L in zip(half[1:], self.inner[1:], strict=True)]
         right = self._diagonal(turned, products.slots[1:], self.first)
         self.T = (left @ products.across @ right).tocsr()
+        self.turned = self.T.T
+        self.together = TOGETHER * max(1, min(8, AT_ONCE // (TOGETHER * self.T.shape[1])))
         self.others = None if products.between is None else (right.T @ products.between @ right).tocsr()
 
     def _diagonal(self, blocks: list[Array], slots: list[Index], at: int) -> Any:
@@ -184,7 +187,7 @@ class System:
 
     def apply(self, V: Array) -> Array:
         """A V."""
-        out = V - self.T.T @ (self.T @ V)
+        out = V - self.turned @ (self.T @ V)
         return np.asarray(out if self.others is None else out + self.others @ V)
 
     # ---- M^-1 --------------------------------------------------------------------------------------------
@@ -192,19 +195,19 @@ class System:
     def solve(self, h: Array) -> Array:
         """M^-1 h for (n_slots, c) columns."""
         count = h.shape[1]
-        parts = [h[:, at : at + TOGETHER] for at in range(0, count, TOGETHER)]
+        parts = [h[:, at : at + self.together] for at in range(0, count, self.together)]
         found = map_in_threads(self._solve, ((part,) for part in parts), min(threads_in_use(), len(parts)))
         return np.concatenate(found, axis=1) if found else np.zeros_like(h)
 
     def _solve(self, h: Array) -> Array:
         width = h.shape[1]
-        if width < TOGETHER:
-            h = np.concatenate([h, np.zeros((len(h), TOGETHER - width))], axis=1)
+        if width % TOGETHER:
+            h = np.concatenate([h, np.zeros((len(h), -width % TOGETHER))], axis=1)
         slots, half = self.products.slots, self.half
         whole = np.empty_like(h)
         for own, mine in zip(half, slots, strict=True):
             whole[mine] = blocks_times(own, h, mine)
-        whole[self.first :] -= self.T.T @ whole[: self.first]
+        whole[self.first :] -= self.turned @ whole[: self.first]
         w = conjugate(self.apply, whole[self.first :], EXACT).x
         whole[: self.first] -= self.T @ w
         whole[self.first :] = w
@@ -216,9 +219,10 @@ class System:
     # ---- probes ------------------------------------------------------------------------------------------
 
     def traces(self, probes: int, seed: int) -> Traces:
-        """What `probes` probes tell (a multiple of those that are solved for together)."""
-        tasks = ((seed, number) for number in range(probes // TOGETHER))
-        found = map_in_threads(self._probe, tasks, min(threads_in_use(), probes // TOGETHER))
+        """What `probes` probes tell (a multiple of TOGETHER)."""
+        step = self.together // TOGETHER
+        tasks = [(seed, range(probes // TOGETHER)[at : at + step]) for at in range(0, probes // TOGETHER, step)]
+        found = map_in_threads(self._probe, tasks, min(threads_in_use(), len(tasks)))
         logs, bilinear = np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
         mean_b = [self._own_of_b(f) for f in range(len(self.half))]
         trace_b = float(sum(np.trace(own, axis1=1, axis2=2).sum() for own in mean_b[1:]))
@@ -258,7 +262,7 @@ class System:
             else:
                 out[:, 0, 0] = np.bincount(self.T.indices, squares, self.T.shape[1])[slots[:, 0] - self.first]
             return out
-        whole = self.T if f == 0 else self.T.T.tocsr()
+        whole = self.T if f == 0 else self.turned.tocsr()
         at = slots if f == 0 else slots - self.first
         parts = [whole[at[:, i]] for i in range(q)]
         for i in range(q):
@@ -266,14 +270,14 @@ class System:
                 out[:, i, j] = out[:, j, i] = np.asarray(parts[i].multiply(parts[j]).sum(axis=1)).ravel()
         return out
 
-    def _probe(self, seed: int, number: int) -> tuple[Array, Array, list[Array], list[Array]]:
+    def _probe(self, seed: int, numbers: range) -> tuple[Array, Array, list[Array], list[Array]]:
         """Of some probes: z'log(A) z, z'B z, what they make of the blocks, and their controls."""
         size = self.T.shape[1]
-        rng = np.random.default_rng([seed, number])
-        z = 2.0 * rng.integers(0, 2, (size, TOGETHER)).astype(np.float64) - 1.0
+        drawn = [np.random.default_rng([seed, number]).integers(0, 2, (size, TOGETHER)) for number in numbers]
+        z = 2.0 * np.concatenate(drawn, axis=1).astype(np.float64) - 1.0
         found = conjugate(self.apply, z, PROBED)
         b = z - found.first
-        logs = np.array([_quadrature(found, j, size) for j in range(TOGETHER)])
+        logs = np.array([_quadrature(found, j, size) for j in range(z.shape[1])])
         rest, Tz = found.x - z, self.T @ z
         values, controls = [], []
         for f, (own, mine) in enumerate(zip(self.half, self.products.slots, strict=True)):
@@ -297,7 +301,7 @@ class System:
         if self.T.shape[1] == m:
             right = blocks_times(turned, z, mine)
             return _pairs(blocks_times(turned, b, mine), right), _pairs(blocks_times(turned, rest, mine), right)
-        known, found = np.zeros((TOGETHER, q, q)), np.zeros((TOGETHER, q, q))
+        known, found = np.zeros((2, z.shape[1], q, q))
         for i in range(q):
             own = np.zeros_like(z)
             own[mine[:, i]] = z[mine[:, i]]
