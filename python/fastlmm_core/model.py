@@ -22,7 +22,7 @@ from .design.grouping import Codes, group_codes
 from .design.ownership import seals_of
 from .design.terms import RandomPart, RandomTerm, Term, no_random_part, random_part, terms_of_arrays
 from .errors import LMMError
-from .estimation.fit import estimate
+from .estimation.estimate import estimate
 from .estimation.model import Model
 from .support.arguments import checked
 from .support.checks import float_array, plain_array

@@ -1,7 +1,8 @@
 """From a problem to a fit.
 
 model                a design with its response and its problem
-fit                  the record of a fit, and how it is made
+fit                  the record of a fit
+estimate             from a model to that record
 optimize             the search for an optimum, its retries, other minima
 optimum              the record of an optimum, and what it is judged by
 methods              one run of a method of optimisation

@@ -14,7 +14,8 @@ from ... import kernels
 from ...errors import LMMError
 from ...kernels.records.batches import BatchScores
 from ...support.types import Array
-from ..fit import Fit, estimate
+from ..estimate import estimate
+from ..fit import Fit
 from ..model import Model
 from ..optimum import SINGULAR
 from .one_factor import effects_design

@@ -18,7 +18,8 @@ from ...engines.scaling import criterion_constant
 from ...errors import LMMError
 from ...kernels.records.batches import BatchCriterion, BatchLook, BatchResults, BatchScores, BatchSums
 from ...support.types import Array, Index, Int
-from ..fit import Fit, estimate
+from ..estimate import estimate
+from ..fit import Fit
 from ..information import moments
 from ..model import Model
 from ..search import NEAR_BOUNDARY

@@ -26,7 +26,8 @@ from ...kernels import minimize_newton
 from ...kernels.records.batches import NOT_FINITE, BatchCriterion, BatchResults
 from ...support.blas_threads import one_blas_thread
 from ...support.types import Array, Index
-from ..fit import Fit, estimate
+from ..estimate import estimate
+from ..fit import Fit
 from ..model import Model
 from ..optimize import ROUND, optimize
 from ..optimum import CERTIFIED, SINGULAR, close_enough

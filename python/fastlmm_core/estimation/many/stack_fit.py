@@ -19,7 +19,8 @@ from ...support.blas_threads import one_blas_thread
 from ...support.progress import progress_bar
 from ...support.threads import in_threads, thread_count
 from ...support.types import Array
-from ..fit import Fit, estimate
+from ..estimate import estimate
+from ..fit import Fit
 from ..information import Moments, moments
 from ..optimum import SINGULAR
 from .batch_fit import BOUNDARY

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ...estimation.column_moments import offset_mean
-from ...estimation.fit import Fit, estimate
+from ...estimation.estimate import estimate
+from ...estimation.fit import Fit
 from ...support.arguments import checked
 from ...support.display import Cells, Shown
 from ...support.distributions import two_sided_p
