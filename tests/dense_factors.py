@@ -72,6 +72,10 @@ def make(kind, seed, q=1, weights=False, n=60):
         codes = [np.repeat(np.arange(15), 4), np.repeat(np.arange(5), 12), np.repeat(np.arange(2), [24, 36])]
     elif kind == "crossed":
         codes = [rng.permutation(np.arange(n) % 12), np.arange(n) % 5]
+    elif kind == "wide":
+        # more random effects of the first factor than are worked on at a time
+        n = 112
+        codes = [rng.permutation(np.arange(n) % 28), np.arange(n) % 5]
     elif kind == "partial":
         codes = [rng.integers(0, 14, n), rng.integers(0, 6, n)]
     elif kind == "mixed":
@@ -113,7 +117,7 @@ CASES = [
     (kind, q, weights)
     for kind in ("one", "nested", "nested3", "crossed", "partial", "mixed", "crossed3", "schools")
     for q, weights in ((1, False), (2, True), (3, False))
-] + [("mixed", (1, 3, 2), False), ("crossed3", (2, 1, 3), True), ("crossed", (3, 1), False)]
+] + [("mixed", (1, 3, 2), False), ("crossed3", (2, 1, 3), True), ("crossed", (3, 1), False), ("wide", 3, False)]
 
 
 def close(a, b, tolerance):

@@ -1,7 +1,7 @@
 # All of N = Z'V^-1 Z, and the traces tr(D A F B) that exact second derivatives are made of (see elimination.pxi).
 #
 # uses   P_a of elimination.pxi, `cov` of posterior.pxi, B Q of together.pxi; mirror (dense.pxi); vanishing.pxi
-# gives  normal_of_one, add_traces, gemm, times_right
+# gives  normal_of_one, add_traces, gemm, times_level, times_right; whole_levels
 
 cdef void times_right(Py_ssize_t rows, Py_ssize_t q, double* A, Py_ssize_t ld, double* M, double* work) noexcept nogil:
     """A (rows, q) <- A M, in place; work: (STRIP, q)."""
@@ -24,9 +24,20 @@ cdef void times_right(Py_ssize_t rows, Py_ssize_t q, double* A, Py_ssize_t ld, d
         first += STRIP
 
 
-cdef void lift_columns(Elimination* e, Py_ssize_t rows, double* A, Py_ssize_t ld) noexcept nogil:
-    """Columns of A (rows, n_tail) of each level of the tail <- times lift lift'."""
-    cdef Py_ssize_t t, a, i, j, r, q
+cdef void times_level(double alpha, Matrix A, Matrix M, bint transposed, double beta, Matrix out) noexcept nogil:
+    """out = alpha A M + beta out, or with M', for the columns A of one level."""
+    cdef Py_ssize_t i
+    if A.columns > 1 or out.columns > 1:
+        gemm(alpha, A, M, transposed, beta, out)
+        return
+    alpha *= M.at[0]
+    for i in range(A.rows):
+        out.at[i * out.ld] = alpha * A.at[i * A.ld] + (beta * out.at[i * out.ld] if beta != 0.0 else 0.0)
+
+
+cdef void lift_columns(Elimination* e, Matrix A, double beta, Matrix out) noexcept nogil:
+    """Columns of out (rows, n_tail) of each level of the tail <- those of A times lift lift' + beta out."""
+    cdef Py_ssize_t t, a, i, j, r, q, at
     cdef Tail* g
     cdef double* M = e.scratch
     for t in range(e.n_tails):
@@ -38,7 +49,9 @@ cdef void lift_columns(Elimination* e, Py_ssize_t rows, double* A, Py_ssize_t ld
                 for r in range(q):
                     M[i * q + j] += g.lift[i * q + r] * g.lift[j * q + r]
         for a in range(g.m):
-            times_right(rows, q, A + e.comp_slot[g.comp[a]] + g.slot[a], ld, M, M + q * q)
+            at = e.comp_slot[g.comp[a]] + g.slot[a]
+            times_level(1.0, Matrix(A.at + at, A.rows, q, A.ld), Matrix(M, q, q, q), False, beta,
+                        Matrix(out.at + at, out.rows, q, out.ld))
 
 
 cdef void transpose(Py_ssize_t rows, Py_ssize_t columns, const double* A, Py_ssize_t lda, double* out, Py_ssize_t ldo
@@ -60,32 +73,35 @@ cdef void gemm(double alpha, Matrix A, Matrix B, bint transposed, double beta, M
     dgemm(&first, &plain, &rows, &columns, &inner, &alpha, B.at, &b, A.at, &a, &beta, out.at, &o)
 
 
+cdef Py_ssize_t whole_levels(Py_ssize_t q) noexcept nogil:
+    """Rows of a strip of a matrix of levels with q columns, none of which is parted."""
+    return max(1, STRIP // q) * q
+
+
 cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
-    """All of N (n_slots, n_slots) for one factor in the chain and a tail of one core.
+    """N (n_slots, n_slots) for one factor in the chain and a tail of one core, but for what add_traces does not look at.
 
     With Y_a = P_a B_a, Q = L S^-1 L' and T = L^-T (as far as L is not nearly singular; R = U U' projects on the rest)
 
         N_ab = [a = b] P_a K_a - Y_a Q Y_b',   N_at = Y Q T T' + (Y - Y Q K) R
         N_tt = T (I - S^-1) T' + R X + X R - R X R,   X = K - K Q K
 
-    Y, X : (chain slots, n_tail), (the larger of chain slots and n_tail, n_tail) work space
+    of levels a, b of the chain for b >= a, and nothing for (t, a).
+
+    Y, X : (the larger of chain slots and n_tail, n_tail) work space
     """
-    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, u = count_vanishing(e, 0, e.comp_block[1]), i, j
+    cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, u = count_vanishing(e, 0, e.comp_block[1])
     normal_of_chain(e, N, Y, X)
     if u > 0:
         mirror(w, e.K)
         project_columns(e, n, Y, w, N + n, size)
         times_vanishing(e, 0, e.comp_block[1], w, e.K, w, e.work, u)
         gemm(1.0, Matrix(X, n, w, w), Matrix(e.work, w, u, u), False, 0.0, Matrix(Y, n, u, u))
-        spread_vanishing(e, n, -1.0, Y, u, N + n, size, False)
-    lift_columns(e, n, X, w)
-    for i in range(n):
-        for j in range(w):
-            N[i * size + n + j] = X[i * w + j] + (N[i * size + n + j] if u > 0 else 0.0)
-    normal_of_tail(e, N + n * size + n, X)
+        spread_vanishing(e, -1.0, Matrix(Y, n, u, u), N + n, size)
+    lift_columns(e, Matrix(X, n, w, w), 1.0 if u > 0 else 0.0, Matrix(N + n, n, w, size))
+    normal_of_tail(e, N + n * size + n, Y, X)
     if u > 0:
-        add_vanishing(e, N + n * size + n, X)
-    transpose(n, w, N + n, size, N + n * size, size)
+        add_vanishing(e, N + n * size + n, X, Y)
 
 
 cdef void project_chain(Elimination* e, double* Y) noexcept nogil:
@@ -120,7 +136,7 @@ cdef void project_together(const Stage* f, Py_ssize_t w, double* Y, double* X) n
 
 
 cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
-    """Y, X = Y Q, and N between levels of the chain."""
+    """Y, X = Y Q, and N between levels of the chain, from that on the diagonal on."""
     cdef Stage* f = &e.stage[0]
     cdef Py_ssize_t n = e.tail_slot, w = e.n_slots - n, size = e.n_slots, q = f.q, a, i, j, r
     if f.whole != NULL:
@@ -131,9 +147,9 @@ cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexc
         add_symmetric(w, n, e.cov, Y, X)
     a = 0
     while a < n:
-        r = min(64, n - a)
-        gemm(-1.0, Matrix(X + a * w, r, w, w), Matrix(Y, a + r, w, w), True, 0.0, Matrix(N + a * size, r, a + r, size))
-        transpose(r, a, N + a * size, size, N + a, size)
+        r = min(whole_levels(q), n - a)
+        gemm(-1.0, Matrix(X + a * w, r, w, w), Matrix(Y + a * w, n - a, w, w), True, 0.0,
+             Matrix(N + a * (size + 1), r, n - a, size))
         a += r
     for a in range(f.m):
         for i in range(q):
@@ -142,18 +158,18 @@ cdef void normal_of_chain(Elimination* e, double* N, double* Y, double* X) noexc
                     N[(a * q + i) * size + a * q + j] += f.proj[(a * q + i) * q + r] * f.own[(a * q + r) * q + j]
 
 
-cdef void normal_of_tail(Elimination* e, double* Nt, double* X) noexcept nogil:
+cdef void normal_of_tail(Elimination* e, double* Nt, double* Y, double* X) noexcept nogil:
     """N between levels of the tail, where L is not nearly singular: T T' - T T'Q T T'."""
     cdef Py_ssize_t w = e.n_slots - e.tail_slot, size = e.n_slots, a, i, j, r, t, v
     cdef Tail* g
     memcpy(X, e.cov, w * w * sizeof(double))
     mirror(w, X)
-    lift_columns(e, w, X, w)
-    transpose(w, w, X, w, Nt, size)
-    lift_columns(e, w, Nt, size)
+    lift_columns(e, Matrix(X, w, w, w), 0.0, Matrix(Y, w, w, w))
+    transpose(w, w, Y, w, X, w)
+    lift_columns(e, Matrix(X, w, w, w), 0.0, Matrix(Y, w, w, w))
     for i in range(w):
         for j in range(w):
-            Nt[i * size + j] = -Nt[i * size + j]
+            Nt[i * size + j] = -Y[i * w + j]
     for t in range(e.n_tails):
         g = &e.tail[t]
         for a in range(g.m):
@@ -184,13 +200,17 @@ cdef double trace_of_intercepts(const Pairs* pairs, double share, double weight)
     cdef const double* x = pairs.x
     cdef const double* row
     cdef Py_ssize_t a, b
-    cdef double t = 0.0, y
+    cdef bint same = f.column == g.column
+    cdef double t, total = 0.0, y, own
     for a in range(f.m):
         row = pairs.N + f.at[a] * pairs.size
         y = weight * x[f.at[a]]
-        for b in range(g.m):
+        t = 0.0
+        for b in range(a + 1 if same else 0, g.m):
             t += row[g.at[b]] * (share * row[g.at[b]] + y * x[g.at[b]])
-    return t
+        own = row[f.at[a]]
+        total += 2.0 * t + own * (share * own + y * x[f.at[a]]) if same else t
+    return total
 
 
 cdef void add_traces(const Pairs* pairs, double share, double weight, double* out) noexcept nogil:

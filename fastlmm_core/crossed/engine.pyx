@@ -282,7 +282,7 @@ cdef class CrossedEngine(ProfiledEngine):
         self.profile_curve(1.0, self.u, NULL)
 
     cdef bint form_normal(self) noexcept nogil:
-        """All of N, into `normal`; False where there is no memory for it."""
+        """N, into `normal`, as far as the traces need it; False where there is no memory for it."""
         cdef Elimination* e = &self.e
         cdef Py_ssize_t size = self.n_slots, n_tail = size - e.tail_slot, i, j, first, c, largest = 1
         if self.normal == NULL:
@@ -291,7 +291,7 @@ cdef class CrossedEngine(ProfiledEngine):
             for i in range(e.n_tails):
                 largest = max(largest, e.tail[i].m * e.tail[i].q)
             # work space: two arrays (slots, n_tail); or two (m, q q) and one (q q, q q) for the traces
-            i = max((e.tail_slot + max(e.tail_slot, n_tail)) * n_tail, 2 * largest * self.q * self.q + self.q * self.q * self.q * self.q)
+            i = max(2 * max(e.tail_slot, n_tail) * n_tail, 2 * largest * self.q**2 + self.q**4)
             self.normal = <double*> calloc(size * size, sizeof(double))
             self.spare = <double*> calloc(i, sizeof(double))
             if self.normal == NULL or self.spare == NULL:
@@ -301,7 +301,7 @@ cdef class CrossedEngine(ProfiledEngine):
                 self.spare = NULL
                 return out_of_memory()
         if self.whole:
-            normal_of_one(e, self.normal, self.spare, self.spare + e.tail_slot * n_tail)
+            normal_of_one(e, self.normal, self.spare, self.spare + max(e.tail_slot, n_tail) * n_tail)
             return True
         first = 0
         while first < size:
@@ -339,8 +339,7 @@ cdef class CrossedEngine(ProfiledEngine):
                     t += self.V[i * k + j] * self.gls.inverse[l * k + j]
                 self.NR[i * p + l] = t
         if p > 0:
-            gemm(-1.0, Matrix(self.NR, size, p, p), Matrix(self.NR, size, p, p), True, 1.0,
-                 Matrix(self.normal, size, size, size))
+            self.take_from_normal(p, self.NR)
         self.gather_traces(x, -1.0 if self.reml else 0.0, scale)
         for f in range(n):
             s[f] = self.along(x, self.chain.free_row[f], self.chain.free_col[f])
@@ -348,6 +347,23 @@ cdef class CrossedEngine(ProfiledEngine):
             for h in range(n):
                 self.curve[f * n + h] -= 0.5 * scale / self.r2 * s[f] * s[h]
         return True
+
+    cdef void take_from_normal(self, Py_ssize_t p, double* F) noexcept nogil:
+        """N -= F F' (n_slots, p), as far as the traces need it: of the chain what stands from the diagonal on."""
+        cdef Elimination* e = &self.e
+        cdef Py_ssize_t size = self.n_slots, at = e.tail_slot, rows = size - at, s, stop, step
+        if rows > 0:
+            gemm(-1.0, Matrix(F + at * p, rows, p, p), Matrix(F + at * p, rows, p, p), True, 1.0,
+                 Matrix(self.normal + at * (size + 1), rows, rows, size))
+        for s in range(e.n_stages):
+            at = e.stage[s].slot
+            stop = at + e.stage[s].m * e.stage[s].q
+            step = whole_levels(e.stage[s].q)
+            while at < stop:
+                rows = min(step, stop - at)
+                gemm(-1.0, Matrix(F + at * p, rows, p, p), Matrix(F + at * p, size - at, p, p), True, 1.0,
+                     Matrix(self.normal + at * (size + 1), rows, size - at, size))
+                at += rows
 
     cdef double along(self, const double* x, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
         """x'D x for the unit direction of an element of G^."""

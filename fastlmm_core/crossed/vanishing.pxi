@@ -2,7 +2,7 @@
 # would be divided by.  They span few of a factor's columns as a rule: with U (q, r) an orthonormal basis of them for each
 # level, side by side, products with K are taken of K U alone.
 #
-# uses   symmetric_product, times_symmetric, interrupted (dense.pxi), gemm (curvature.pxi)
+# uses   symmetric_product, times_symmetric, interrupted (dense.pxi), gemm, times_level (curvature.pxi)
 # gives  times_vanishing, spread_vanishing, project_columns, add_vanishing; count_vanishing, columns_at_a_time,
 #        precisions_where_singular
 
@@ -26,96 +26,65 @@ cdef Py_ssize_t columns_at_a_time(const Elimination* e, Py_ssize_t c) noexcept n
     return max(widest, min(COLUMNS, e.core_size[c] // 2))
 
 
-cdef void times_vanishing(const Elimination* e, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t rows, const double* A,
+cdef void times_vanishing(const Elimination* e, Py_ssize_t first, Py_ssize_t stop, Py_ssize_t rows, double* A,
                           Py_ssize_t ld, double* out, Py_ssize_t ldo) noexcept nogil:
     """out (rows, columns of U) = A U for some of the levels in a core; A (rows, core) has a column for each slot."""
-    cdef Py_ssize_t i, j, c, l, at
+    cdef Py_ssize_t l, at = 0
     cdef const Tail* g
-    cdef const double* row
-    cdef double t
-    for i in range(rows):
-        at = i * ldo
-        for l in range(first, stop):
-            g = &e.tail[e.block_tail[l]]
-            row = A + i * ld + e.block_slot[l]
-            for c in range(g.n_rest):
-                t = 0.0
-                for j in range(g.q):
-                    t += row[j] * g.basis[j * g.q + c]
-                out[at + c] = t
-            at += g.n_rest
+    for l in range(first, stop):
+        g = &e.tail[e.block_tail[l]]
+        if g.n_rest > 0:
+            times_level(1.0, Matrix(A + e.block_slot[l], rows, g.q, ld), Matrix(g.basis, g.q, g.n_rest, g.q), False, 0.0,
+                        Matrix(out + at, rows, g.n_rest, ldo))
+        at += g.n_rest
 
 
-cdef void spread_vanishing(const Elimination* e, Py_ssize_t rows, double sign, const double* D, Py_ssize_t ld, double* out,
-                           Py_ssize_t ldo, bint both) noexcept nogil:
-    """out += sign D U' for D (rows, columns of U) of the only core; `both`: and its transpose."""
-    cdef Py_ssize_t i, j, c, l, at, slot
+cdef void spread_vanishing(const Elimination* e, double alpha, Matrix D, double* out, Py_ssize_t ldo) noexcept nogil:
+    """out += alpha D U' for D (rows, columns of U) of the only core."""
+    cdef Py_ssize_t l, at = 0
     cdef const Tail* g
-    cdef double t
-    for i in range(rows):
-        at = i * ld
-        for l in range(e.comp_block[1]):
-            g = &e.tail[e.block_tail[l]]
-            slot = e.block_slot[l]
-            for j in range(g.q if g.n_rest > 0 else 0):
-                t = 0.0
-                for c in range(g.n_rest):
-                    t += D[at + c] * g.basis[j * g.q + c]
-                out[i * ldo + slot + j] += sign * t
-                if both:
-                    out[(slot + j) * ldo + i] += sign * t
-            at += g.n_rest
-
-
-cdef void project_columns(const Elimination* e, Py_ssize_t rows, const double* A, Py_ssize_t ld, double* out,
-                          Py_ssize_t ldo) noexcept nogil:
-    """out = A U U' for A (rows, core) of the only core."""
-    cdef Py_ssize_t i, j, r, l
-    cdef const Tail* g
-    cdef const double* row
-    cdef double t
-    for i in range(rows):
-        for l in range(e.comp_block[1]):
-            g = &e.tail[e.block_tail[l]]
-            row = A + i * ld + e.block_slot[l]
-            for j in range(g.q):
-                t = 0.0
-                for r in range(g.q if g.n_rest > 0 else 0):
-                    t += row[r] * g.rest[r * g.q + j]
-                out[i * ldo + e.block_slot[l] + j] = t
-
-
-cdef void project_rows(const Elimination* e, Py_ssize_t columns, double* D) noexcept nogil:
-    """D (core, columns) <- U U'D of the only core."""
-    cdef Py_ssize_t l, i, j, r, c
-    cdef const Tail* g
-    cdef double* block
-    cdef double* x = e.scratch
-    cdef double t
     for l in range(e.comp_block[1]):
         g = &e.tail[e.block_tail[l]]
-        block = D + e.block_slot[l] * columns
-        for c in range(columns):
-            for i in range(g.q):
-                t = 0.0
-                for r in range(g.q):
-                    t += g.rest[i * g.q + r] * block[r * columns + c]
-                x[i] = t
-            for j in range(g.q):
-                block[j * columns + c] = x[j]
+        if g.n_rest > 0:
+            times_level(alpha, Matrix(D.at + at, D.rows, g.n_rest, D.ld), Matrix(g.basis, g.q, g.n_rest, g.q), True, 1.0,
+                        Matrix(out + e.block_slot[l], D.rows, g.q, ldo))
+        at += g.n_rest
 
 
-cdef void add_vanishing(Elimination* e, double* Nt, double* Z) noexcept nogil:
+cdef void project_columns(const Elimination* e, Py_ssize_t rows, double* A, Py_ssize_t ld, double* out, Py_ssize_t ldo
+                          ) noexcept nogil:
+    """out = A U U' for A (rows, core) of the only core."""
+    cdef Py_ssize_t l
+    cdef const Tail* g
+    for l in range(e.comp_block[1]):
+        g = &e.tail[e.block_tail[l]]
+        times_level(1.0, Matrix(A + e.block_slot[l], rows, g.q, ld), Matrix(g.rest, g.q, g.q, g.q), False, 0.0,
+                    Matrix(out + e.block_slot[l], rows, g.q, ldo))
+
+
+cdef void add_vanishing(Elimination* e, double* Nt, double* Z, double* S) noexcept nogil:
     """Nt += R X + X R - R X R, X = K - K Q K and R = U U', for N between levels of the tail, of one core.
 
-    e.work holds K U; Z (core, columns of U) is work space.
+    It is S + S' of S = (I - R / 2) X U U'.  e.work holds K U; Z (core, columns of U) and S (core, core) are work space.
     """
-    cdef Py_ssize_t w = e.core_size[0], u = count_vanishing(e, 0, e.comp_block[1]), size = e.n_slots
-    times_symmetric(w, u, u, e.cov, e.work, Z)
-    gemm(-1.0, Matrix(e.K, w, w, w), Matrix(Z, w, u, u), False, 1.0, Matrix(e.work, w, u, u))
-    spread_vanishing(e, w, 1.0, e.work, u, Nt, size, True)
-    project_rows(e, u, e.work)
-    spread_vanishing(e, w, -1.0, e.work, u, Nt, size, False)
+    cdef Py_ssize_t w = e.core_size[0], u = count_vanishing(e, 0, e.comp_block[1]), size = e.n_slots, l, i, j, ib, jb
+    cdef const Tail* g
+    cdef double* XU = e.work
+    times_symmetric(w, u, u, e.cov, XU, Z)
+    gemm(-1.0, Matrix(e.K, w, w, w), Matrix(Z, w, u, u), False, 1.0, Matrix(XU, w, u, u))
+    memcpy(Z, XU, w * u * sizeof(double))
+    for l in range(e.comp_block[1]):
+        g = &e.tail[e.block_tail[l]]
+        if g.n_rest > 0:
+            gemm(-0.5, Matrix(g.rest, g.q, g.q, g.q), Matrix(Z + e.block_slot[l] * u, g.q, u, u), False, 1.0,
+                 Matrix(XU + e.block_slot[l] * u, g.q, u, u))
+    memset(S, 0, w * w * sizeof(double))
+    spread_vanishing(e, 1.0, Matrix(XU, w, u, u), S, w)
+    for ib in range(0, w, 16):
+        for jb in range(0, w, 16):
+            for i in range(ib, min(ib + 16, w)):
+                for j in range(jb, min(jb + 16, w)):
+                    Nt[i * size + j] += S[i * w + j] + S[j * w + i]
 
 
 cdef void close_vanishing(const Elimination* e, Py_ssize_t l, const double* K, Matrix Z, double* N) noexcept nogil:
