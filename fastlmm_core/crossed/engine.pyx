@@ -51,6 +51,10 @@ include "layout.pxi"
 cdef double NEARLY_SINGULAR = 1e-3
 """L^2 K below which N of the tail is not taken from I - S^-1, which would cancel."""
 
+cdef enum:
+    FEW = 8                 # columns up to which plain loops do better than BLAS
+
+
 cdef class CrossedEngine(ProfiledEngine):
     """The criterion as a function of the free elements of L; `crossed.engine` adds what inference needs.
 
@@ -206,8 +210,8 @@ cdef class CrossedEngine(ProfiledEngine):
         cdef Py_ssize_t q = self.q, k = self.k, first = 0 if self.reml else k - 1, f, a, i, j, l
         cdef Level* v
         cdef double t
-        cdef double* F = self.small
-        cdef const double* E
+        cdef const double* F
+        cdef double* slope
         if not self.need_work():
             return False
         backward(&self.e, k, self.V, self.U)
@@ -215,20 +219,41 @@ cdef class CrossedEngine(ProfiledEngine):
         if not covariances(&self.e, self.sum_n, q, NULL, NULL):
             return False
         memcpy(self.slope, self.sum_n, q * q * sizeof(double))
+        self.weigh_scores(first)
         for f in range(self.n_factors):
             v = &self.level[f]
             for a in range(v.m):
-                E = self.V + v.at[a] * k
-                for l in range(first, k):
-                    for i in range(v.q):
+                F = self.R + v.at[a] * k
+                slope = self.slope + v.column * (q + 1)
+                for i in range(v.q):
+                    for j in range(i + 1):
                         t = 0.0
-                        for j in range(l + 1):
-                            t += E[i * k + j] * self.gls.weight[j * k + l]
-                        F[i] = t
-                    for i in range(v.q):
-                        for j in range(v.q):
-                            self.slope[(v.column + i) * q + v.column + j] -= 0.5 * F[i] * F[j]
+                        for l in range(first, k):
+                            t += F[i * k + l] * F[j * k + l]
+                        slope[i * q + j] -= 0.5 * t
+                        if j < i:
+                            slope[j * q + i] -= 0.5 * t
         return True
+
+    cdef void weigh_scores(self, Py_ssize_t first) noexcept nogil:
+        """R = E w (n_slots, k), its columns from the first on."""
+        cdef Py_ssize_t s, j, l, k = self.k
+        cdef int rows = <int> k, columns = <int> self.n_slots
+        cdef double t, one = 1.0
+        cdef const double* w = self.gls.weight
+        cdef const double* E
+        cdef char left = b'L', lower = b'L', plain = b'N', unit = b'N'
+        if k > FEW and first == 0:
+            memcpy(self.R, self.V, self.n_slots * k * sizeof(double))
+            dtrmm(&left, &lower, &plain, &unit, &rows, &columns, &one, self.gls.weight, &rows, self.R, &rows)
+            return
+        for s in range(self.n_slots):
+            E = self.V + s * k
+            for l in range(first, k):
+                t = 0.0
+                for j in range(l + 1):
+                    t += E[j] * w[j * k + l]
+                self.R[s * k + l] = t
 
     cdef void apply(self, Py_ssize_t c, double* R, double* out) noexcept nogil:
         """out = N R for (n_slots, c) arrays, c at most the larger of k and the free elements of G^."""

@@ -33,6 +33,28 @@ def test_every_quantity_against_dense_matrices(kind, q, weights, reml, singular)
     compare_every_quantity(kind, q, weights, reml, singular)
 
 
+@pytest.mark.parametrize("reml", [True, False])
+@pytest.mark.parametrize("kind", ["mixed", "crossed"])
+def test_the_gradient_beside_many_fixed_effects(kind, reml, rng):
+    y, X, factors, w, off, structure = make(kind, 7, 2, True)
+    X = np.column_stack([X, rng.normal(size=(len(y), 8))])
+    problem = condition_factors(y, X, factors, w, off, structure)
+    criterion = problem.criterion()
+    criterion.reml = reml
+    theta = rng.uniform(0.3, 0.8, structure.n_parameters)
+    gradient = criterion.evaluate(theta, 1)[1]
+    dense = Dense(problem, factors, X, y, w, off)
+
+    def value(moved):
+        factor = structure.factor(moved)
+        return dense.at(factor @ factor.T, reml)
+
+    steps = 1e-4 * np.eye(len(theta))
+    near = [8.0 * (value(theta + h) - value(theta - h)) - value(theta + 2 * h) + value(theta - 2 * h) for h in steps]
+    # differences of fourth order lose what the rounding of the criterion is of the step
+    assert gradient == pytest.approx(np.array(near) / 12e-4, abs=1e-7 * np.abs(gradient).max())
+
+
 @pytest.mark.parametrize("kind", ["nested", "mixed", "crossed"])
 @pytest.mark.parametrize("singular", [False, True])
 def test_differenced_second_derivatives(kind, singular, monkeypatch):

@@ -26,6 +26,9 @@ def test_expected_squares_against_dense_matrices(kind, q, weights, piece, monkey
     products = Z.T @ Z - (Z.T @ x) @ (x.T @ Z)
     squares = start._Squares(problem, problem.criterion())
     weight = np.random.default_rng(3).uniform(0.5, 2.0, Z.shape[1])
+    # those of one equation are negative, and of another factor nothing
+    weight[1::5] *= -0.2
+    weight[::3] = 0.0
     (other, observed), (_, expected) = squares.forms(np.stack([np.ones(len(weight)), weight]))
     assert other == pytest.approx(np.sum((Z.T @ (r - x @ (x.T @ r))) ** 2), rel=EXPECTATION)
     assert observed == pytest.approx(np.sum(weight * (Z.T @ (r - x @ (x.T @ r))) ** 2), rel=EXPECTATION)

@@ -214,9 +214,15 @@ class _Squares:
         -------
         (k,) and (k, n_factors + 1) arrays
         """
-        between = np.array([((self._C * one[:, None]).T @ self._C).ravel() for one in weights])
+        between = np.array([self._weighted(one).ravel() for one in weights])
         of_factors = weights @ self._shares + between @ self._inner.T
         return weights @ self._moments, np.column_stack([of_factors, weights @ self._rest])
+
+    def _weighted(self, weights: Array) -> Array:
+        """C'diag(weights) C, from the levels that have one: those of one factor as a rule."""
+        some = np.flatnonzero(weights)
+        C = self._C if len(some) == len(weights) else self._C[some]
+        return np.asarray((C * weights[some, None]).T @ C)
 
     def weights(self, variances: Array) -> tuple[Array, Array]:
         """Weights of the squares for the equations of the factors, and for that of the residuals."""
