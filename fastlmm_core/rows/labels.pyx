@@ -5,7 +5,8 @@ Text is UTF-8, one row after the other (Arrow's strings), or Python's.  What tel
 labels occur: the text itself up to 16 bytes, two hashes of longer text, which are then compared with the first row that
 has it.  A slot of the table holds half of the hash and where that is, in eight bytes, so that the tables of some hundred
 thousand labels stay in the cache.  Rows are taken in batches, and the slots of a batch, then the labels, are fetched
-into the cache before the first is looked at: rows in any order cost nearly the same.
+into the cache before the first is looked at: rows in any order cost nearly the same.  Rows of Python's text often share
+their objects: those are recognised by their addresses, and not looked at.
 
 Labels are sorted as Python sorts text, by code points, which is the order of their bytes.
 """
@@ -39,6 +40,8 @@ cdef enum:
     KEPT = 1 << 16      # bytes of a block of text that is kept
     LINE = 64           # bytes of a line of the cache
     DIGITS = 8          # bytes of a key by which labels are sorted
+    TRIED = 1 << 16     # rows after which it is seen whether they share objects
+    SHARED = 8          # one row in so many has to
 
 # What tells a label.
 cdef struct Key:
@@ -420,24 +423,121 @@ cdef int take_objects(PyObject** items, Py_ssize_t ahead, Batch* batch) except -
     return 1
 
 
-cdef PyObject** own_room(PyObject** owners, Py_ssize_t room) except NULL:
-    cdef PyObject** more = <PyObject**> realloc(owners, room * sizeof(PyObject*))
-    if more == NULL:
+# The objects of labels met before.
+cdef struct Owners:
+    PyObject** item         # of each label the first object that is it, or NULL
+    Py_ssize_t room
+    uint32_t* number        # code and one of a label by the address of its object, 0 where there is none
+    int bits                # places of `number`: 2^bits
+    Py_ssize_t rows, left   # rows that were looked for, those that were not recognised
+
+
+# Rows of a batch that are not recognised.
+cdef struct Rest:
+    Py_ssize_t n
+    PyObject* item[BATCH]
+    Py_ssize_t place[BATCH]     # in the batch
+    Py_ssize_t at[BATCH]        # in `number`
+    int64_t code[BATCH]
+
+
+cdef inline Py_ssize_t place_of(const Owners* own, PyObject* item) noexcept nogil:
+    """Where the number of an object stands: addresses are at like distances as a rule, which a product spreads evenly."""
+    return <Py_ssize_t> ((<uint64_t> <size_t> item >> 4) * <uint64_t> 0x9E3779B97F4A7C15 >> (64 - own.bits))
+
+
+cdef int make_room(Owners* own, const Labels* all, bint shared) except -1:
+    """Room for the objects of as many labels as `all` has room for."""
+    cdef Py_ssize_t i
+    cdef uint32_t* number
+    cdef PyObject** item
+    item = <PyObject**> realloc(own.item, all.room * sizeof(PyObject*))
+    if item == NULL:
         raise MemoryError()
-    return more
+    own.item, own.room = item, all.room
+    if not shared:
+        return 0
+    while 1 << own.bits < 2 * all.room:
+        own.bits += 1
+    number = <uint32_t*> calloc(1 << own.bits, sizeof(uint32_t))
+    if number == NULL:
+        raise MemoryError()
+    free(own.number)
+    own.number = number
+    for i in range(all.n):
+        if item[i] != NULL:
+            number[place_of(own, item[i])] = <uint32_t> (i + 1)
+    return 0
+
+
+cdef void recognise(Owners* own, PyObject** items, Py_ssize_t n, int64_t* codes, Rest* rest) noexcept nogil:
+    """Codes of objects met before, -1 for that of the row before, and the rest of a batch."""
+    cdef Py_ssize_t i
+    cdef Py_ssize_t[BATCH] at
+    cdef uint32_t[BATCH] number
+    rest.n = 0
+    for i in range(n):
+        at[i] = place_of(own, items[i])
+        fetch(own.number + at[i], 0, 3)
+    for i in range(n):
+        number[i] = own.number[at[i]]
+        if number[i] > 0:
+            fetch(own.item + number[i] - 1, 0, 3)
+    for i in range(n):
+        codes[i] = -1
+        if i > 0 and items[i] == items[i - 1]:
+            continue
+        if number[i] > 0 and own.item[number[i] - 1] == items[i]:
+            codes[i] = <int64_t> number[i] - 1
+            continue
+        rest.item[rest.n], rest.place[rest.n], rest.at[rest.n] = items[i], i, at[i]
+        rest.n += 1
+        fetch(items[i], 0, 3)
+        fetch(<const char*> items[i] + LINE - 1, 0, 3)
+    own.rows += n
+    own.left += rest.n
+
+
+cdef void spread(Owners* own, const Rest* rest, Py_ssize_t n, int64_t* codes) noexcept nogil:
+    """The codes of the rest to their rows, and to where their objects are looked for."""
+    cdef Py_ssize_t i
+    for i in range(rest.n):
+        codes[rest.place[i]] = rest.code[i]
+        if own.item[rest.code[i]] == rest.item[i]:
+            own.number[rest.at[i]] = <uint32_t> (rest.code[i] + 1)
+    for i in range(1, n):
+        if codes[i] < 0:
+            codes[i] = codes[i - 1]
+
+
+cdef int take_codes(Labels* all, Owners* own, PyObject** items, Py_ssize_t n, Py_ssize_t ahead, int64_t* codes) except -1:
+    """Codes of a batch of objects, for whose labels there is room; 0 where one of them is no text."""
+    cdef Py_ssize_t i, known = all.n
+    cdef Batch batch
+    batch.n = n
+    if not take_objects(items, ahead, &batch):
+        return 0
+    look_up(all, &batch, codes)
+    for i in range(n):
+        # codes are given out in the order of the rows; of a subclass of str the label is plain text
+        if codes[i] == known:
+            own.item[known] = items[i] if PyUnicode_CheckExact(<object> items[i]) else NULL
+            known += 1
+    return 1
 
 
 def object_codes(values):
     """`text_codes` of an array of objects; None where one of them is no text."""
-    cdef Py_ssize_t n = len(values), start, i, known
+    cdef Py_ssize_t n = len(values), start, count
     cdef Labels all
-    cdef Batch batch
+    cdef Owners own
+    cdef Rest rest
     cdef Py_buffer rows
     cdef PyObject** items
-    cdef PyObject** owners = NULL
-    cdef Py_ssize_t room = 0
+    cdef bint shared = True
     all.slots, all.key, all.text = NULL, NULL, NULL
     all.n_slots, all.n, all.room = 0, 0, 0
+    own.item, own.number, own.bits, own.room, own.rows, own.left = NULL, NULL, 10, 0, 0, 0
     codes_array = np.empty(n, dtype=np.int64)
     cdef int64_t[::1] codes = codes_array
     PyObject_GetBuffer(values, &rows, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
@@ -446,26 +546,26 @@ def object_codes(values):
         if rows.format[0] != b"O":
             return None
         for start in range(0, n, BATCH):
-            batch.n = min(BATCH, n - start)
-            known = all.n
-            enlarge(&all, known + batch.n)
-            if room < all.room:
-                room = all.room
-                owners = own_room(owners, room)
-            if not take_objects(items + start, min(BATCH, n - start - batch.n), &batch):
+            count = min(BATCH, n - start)
+            enlarge(&all, all.n + count)
+            if own.room < all.room:
+                make_room(&own, &all, shared)
+            if not shared:
+                if not take_codes(&all, &own, items + start, count, min(BATCH, n - start - count), &codes[start]):
+                    return None
+                continue
+            recognise(&own, items + start, count, &codes[start], &rest)
+            if not take_codes(&all, &own, rest.item, rest.n, 0, rest.code):
                 return None
-            look_up(&all, &batch, &codes[start])
-            for i in range(batch.n):
-                # codes are given out in the order of the rows; of a subclass of str the label is plain text
-                if codes[start + i] == known:
-                    owners[known] = items[start + i] if PyUnicode_CheckExact(<object> items[start + i]) else NULL
-                    known += 1
-        labels = finish(&all, codes, owners)
+            spread(&own, &rest, count, &codes[start])
+            shared = own.rows < TRIED or own.rows - own.left >= own.rows // SHARED
+        labels = finish(&all, codes, own.item)
     except UnicodeEncodeError:
         # half of a surrogate pair
         return None
     finally:
         PyBuffer_Release(&rows)
-        free(owners)
+        free(own.item)
+        free(own.number)
         clear(&all)
     return codes_array, labels

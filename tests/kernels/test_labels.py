@@ -111,3 +111,29 @@ def test_many_labels_of_all_lengths(shared):
     found, back = np.unique(values, return_inverse=True)
     assert labels.tolist() == found.tolist()
     np.testing.assert_array_equal(codes, back)
+
+
+@pytest.mark.parametrize("share", ["all", "runs", "none", "at first", "two for each label", "a subclass"])
+def test_rows_that_share_objects(rng, share):
+    class Name(str):
+        __slots__ = ()
+
+    words = [f"a label of {i} that is not short" for i in range(5000)]
+    n = 150_000 if share in ("none", "at first") else 30_000
+    which = rng.integers(0, 5000, n)
+    if share == "runs":
+        which.sort()
+    values = np.array(words, dtype=object)[which]
+    if share in ("none", "at first"):
+        for i in range(0 if share == "none" else 70_000, n):
+            values[i] = (words[which[i]] + "!")[:-1]
+    elif share == "two for each label":
+        values[::2] = np.array([(word + "!")[:-1] for word in words], dtype=object)[which[::2]]
+    elif share == "a subclass":
+        values[::3] = np.array([Name(word) for word in words], dtype=object)[which[::3]]
+    codes, labels = kernels.object_codes(values)
+    present, expected = np.unique(which, return_inverse=True)
+    rank = np.argsort(np.argsort([words[i] for i in present]))
+    assert labels.tolist() == sorted(words[i] for i in present)
+    assert all(type(label) is str for label in labels)
+    np.testing.assert_array_equal(codes, rank[expected])
