@@ -3,6 +3,27 @@
 # The columns of the design are shifted and scaled once for all problems, x~ = (x - shift) scale, so that what is left of a
 # problem is a line of values for each of its covariates and y.  In a group Z'Z = X'X; only what is beside X is summed anew.
 
+cdef extern from *:
+    """
+    /* two numbers side by side, which every target can hold */
+    typedef double pair __attribute__((vector_size(16)));
+    typedef double pair_in_memory __attribute__((vector_size(16), aligned(8), may_alias));
+    #define PAIR(x) ((pair){(x), (x)})
+    #define PAIR_AT(x) (*(const pair_in_memory *)(x))
+    #define PAIR_TURNED(x) ((pair){(x)[1], (x)[0]})
+    #define PAIR_FIRST(x) ((x)[0])
+    #define PAIR_SECOND(x) ((x)[1])
+    #define FETCH(x) __builtin_prefetch(x)
+    """
+    ctypedef double pair
+    pair PAIR(double) nogil
+    pair PAIR_AT(const double*) nogil
+    pair PAIR_TURNED(pair) nogil
+    double PAIR_FIRST(pair) nogil
+    double PAIR_SECOND(pair) nogil
+    void FETCH(const void*) nogil
+
+
 cdef void lay_design_rows(const Stacked* rows, DesignRows* r, Arena* arena) noexcept nogil:
     r.scale = take(arena, 2 * rows.p)
     r.x = take(arena, rows.n * rows.p)
@@ -103,6 +124,9 @@ cdef bint take_values(const Stacked* rows, Py_ssize_t problem, DesignRows* r, do
     cdef const double* extra
     cdef double* value
     cdef double mean, deviation
+    # the next response is on its way while this one is summed
+    for i in range(0, n if problem + 1 < rows.n_problems else 0, 8):
+        FETCH(y + rows.y_step + i)
     for i in range(n):
         r.there[i] = 1.0 if y[i] == y[i] else 0.0
     if w != NULL:
@@ -203,33 +227,34 @@ cdef inline void add_lines(Py_ssize_t q, Py_ssize_t k, bint weighted, Py_ssize_t
 
 
 cdef inline void add_pair_lines(bint weighted, Py_ssize_t n, const DesignRows* r, double* raw, double* rest) noexcept nogil:
-    """`add_lines` for two columns and y alone, with sums that stay in registers."""
+    """`add_lines` for two columns and y alone, with sums that stay in registers, two beside each other."""
     cdef Py_ssize_t i = 0
     cdef int64_t group
-    cdef const double* x = r.x
     cdef double* target
-    cdef double a, b, c, d, e, count, square = 0.0, t, v, one, other
+    cdef pair x, p, own, across, of_y, zero
+    cdef double count, square = 0.0, t, v
+    zero = PAIR(0.0)
     while i < n:
         group = r.place[i]
-        a = b = c = d = e = count = 0.0
+        own = across = of_y = zero
+        count = 0.0
         while i < n and r.place[i] == group:
             v = r.value[i]
             t = r.weight[i] if weighted else r.there[i]
-            one, other = t * x[2 * i], t * x[2 * i + 1]
+            x = PAIR_AT(r.x + 2 * i)
+            p = x * PAIR(t)
             count += r.there[i]
-            a += one * x[2 * i]
-            b += other * x[2 * i]
-            c += other * x[2 * i + 1]
-            d += one * v
-            e += other * v
+            own = own + p * x
+            across = across + p * PAIR_TURNED(x)
+            of_y = of_y + p * PAIR(v)
             square += t * v * v if weighted else v * v
             i += 1
         target = raw + group * 10
-        target[0] += a
-        target[1] += b
-        target[2] += c
-        target[5] += d
-        target[8] += e
+        target[0] += PAIR_FIRST(own)
+        target[1] += PAIR_SECOND(across)
+        target[2] += PAIR_SECOND(own)
+        target[5] += PAIR_FIRST(of_y)
+        target[8] += PAIR_SECOND(of_y)
         target[9] += count
     rest[0] = square
 

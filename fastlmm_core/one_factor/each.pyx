@@ -40,8 +40,8 @@ cdef struct Stacked:
     const double* weights
     const double* offset
     Py_ssize_t x_row, x_column, z_row, z_column, y_row
-    # of one design: rows; from problem to problem of y, weights and offset; columns of X that are the design's
-    Py_ssize_t n, n_slots, y_step, w_step, o_step, p
+    # of one design: rows, groups, problems; steps of y, weights and offset between these; columns of X that are the design's
+    Py_ssize_t n, n_slots, n_problems, y_step, w_step, o_step, p
     bint z_is_x
     Py_ssize_t n_extra
     const double** extra        # (n_extra,) covariates (n_problems, n)
@@ -177,6 +177,7 @@ cdef class ProblemStack:
         cdef const double[:, ::1] Y = rows.Y, weights = rows.weights, offset = rows.offset, one
         cdef Py_ssize_t i, n = len(rows.extra)
         self.n_problems, self.rows.n = Y.shape[0], Y.shape[1]
+        self.rows.n_problems = self.n_problems
         self.rows.start, self.rows.y, self.rows.y_step = NULL, &Y[0, 0] if Y.shape[0] > 0 else NULL, Y.shape[1]
         self.rows.weights = &weights[0, 0] if weights is not None and weights.shape[0] > 0 else NULL
         self.rows.offset = &offset[0, 0] if offset is not None and offset.shape[0] > 0 else NULL
