@@ -1,6 +1,7 @@
 """From a problem to a fit.
 
 model                a design with its response and its problem
+natural_units        the criterion in the units of the caller
 fit                  the record of a fit
 estimate             from a model to that record
 optimize             the search for an optimum, its retries, other minima

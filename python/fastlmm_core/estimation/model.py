@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..covariance.effects.loadings import loadings_of
 from ..covariance.parameters import FREE, Block, CovarianceStructure
 from ..design.design import Design, Specification
 from ..design.grouping import Factor, Grouping
@@ -23,15 +22,14 @@ from ..design.streamed import StreamedDesign, refuse_rows
 from ..design.terms import RandomPart
 from ..engines.choose import problem_of
 from ..engines.protocol import Engine, Problem, linear_engine, linear_problem
-from ..engines.scaling import criterion_offset
 from ..errors import LMMError
 from ..support.arguments import checked
-from ..support.checks import float_array
 from ..support.seeds import stream
 from ..support.threads import threads_for
 from ..support.types import Array
+from .natural_units import Evaluation, conditioned_theta, evaluated, evaluated_structured, structured_theta
 
-__all__ = ["Evaluation", "Model"]
+__all__ = ["Model"]
 
 T = TypeVar("T")
 
@@ -40,22 +38,6 @@ ROUNDING = 1e-9
 
 TYPICAL = np.array([0x9E3779B97F4A7C15, 0xD1B54A32D192ED03], dtype=np.uint64)
 """Key of the stream of responses that serve for nothing but scales and starts: no covariate comes from it."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The criterion at one point.
-
-    Attributes
-    ----------
-    value : float
-    gradient : (k,) array or None
-    hessian : (k, k) array or None
-    """
-
-    value: float
-    gradient: Array | None
-    hessian: Array | None
 
 
 def _alike(problem: Any, again: Any) -> bool:
@@ -521,25 +503,11 @@ class Model:
             raise LMMError(f"order={order} must be 0, 1 or 2: the highest derivative wanted")
         if self.given:
             return self.once("estimable", self.estimable).evaluate(theta, reml, order)
-        problem = self.problem
         engine = self._engine()
         engine.reml = bool(reml)
         if self.residual is not None:
-            return self._evaluate_structured(engine, theta, order)
-        natural = self._natural_factor(theta, "theta")
-        back: Array = np.asarray(np.linalg.inv(problem.z_map), dtype=np.float64)
-        factor = self.structure.canonical(back @ natural)
-        value, _, _ = engine.evaluate(self.structure.theta(factor), order)
-        value += criterion_offset(problem, bool(reml))
-        if order == 0:
-            return Evaluation(value, None, None)
-        gradient, hessian = loadings_of(self.structure).chain(
-            self.structure.theta(natural),
-            back,
-            engine.solution()[3],
-            linear_engine(engine).curvature() if order > 1 else None,
-        )
-        return Evaluation(value, gradient, hessian)
+            return evaluated_structured(engine, self.problem, self.residual, theta, order)
+        return evaluated(engine, self.problem, theta, order)
 
     def structured_theta(self, theta: ArrayLike, name: str) -> Array:
         """(theta, phi) of the conditioned problem from that in natural units; `name` is what a message calls it.
@@ -549,45 +517,8 @@ class Model:
         LMMError
             For another length, or values that are not finite.
         """
-        part = self.residual
-        assert part is not None
-        values = float_array(theta, name, 1)
-        k = self.structure.n_parameters
-        if len(values) != k + part.n_parameters:
-            raise LMMError(
-                f"{name} has {len(values)} elements, the model has {k} parameters of the random effects and "
-                f"{part.n_parameters} of the residual structure {part.term}"
-            )
-        phi = part.checked(values[k:], name)
-        return np.concatenate([self.conditioned_theta(values[:k], name), phi]) if k else phi
-
-    def _evaluate_structured(self, engine: Engine, theta: ArrayLike, order: int) -> Evaluation:
-        """`evaluate` in (theta, phi) in natural units."""
-        from ..engines.residual.criterion import structured_engine
-
-        k, q = self.structure.n_parameters, self.structure.q
-        x = self.structured_theta(theta, "theta")
-        criterion = structured_engine(engine)
-        value, gradient, hessian = criterion.evaluate(x, order)
-        value += criterion_offset(self.problem, engine.reml)
-        if not k or gradient is None:
-            return Evaluation(value, gradient, hessian)
-        natural = self._natural_factor(np.asarray(theta, dtype=float)[:k], "theta")
-        back: Array = np.asarray(np.linalg.inv(self.problem.z_map), dtype=np.float64)
-        slope, first, second = criterion.slope_in_g(), criterion.first_directions(), criterion.second_directions()
-        blocks, own_theta = loadings_of(self.structure), self.structure.theta(natural)
-        turn = blocks.directions(own_theta, back)[:, criterion.unit_places]
-        n_g = turn.shape[1]
-        own, _ = blocks.chain(own_theta, back, slope, None)
-        if order == 1:
-            return Evaluation(value, np.concatenate([own, first[n_g:]]), None)
-        full = np.zeros((q * (q + 1) // 2,) * 2)
-        full[np.ix_(criterion.unit_places, criterion.unit_places)] = second[:n_g, :n_g]
-        _, curved = blocks.chain(own_theta, back, slope, full)
-        assert curved is not None
-        mixed = turn @ second[:n_g, n_g:]
-        whole = np.block([[curved, mixed], [mixed.T, second[n_g:, n_g:]]])
-        return Evaluation(value, np.concatenate([own, first[n_g:]]), whole)
+        assert self.residual is not None
+        return structured_theta(self.problem, self.residual, theta, name)
 
     def conditioned_theta(self, theta: ArrayLike, name: str) -> Array:
         """Theta of the conditioned problem from that in natural units; `name` is what a message calls it.
@@ -597,8 +528,7 @@ class Model:
         LMMError
             For another length, or values that are not finite.
         """
-        inner = np.linalg.solve(self.problem.z_map, self._natural_factor(theta, name))
-        return self.structure.theta(self.structure.canonical(np.asarray(inner, dtype=np.float64)))
+        return conditioned_theta(self.problem, theta, name)
 
     def _engine(self) -> Engine:
         """An engine of this thread's own: its work space serves one evaluation at a time."""
@@ -608,15 +538,6 @@ class Model:
             local.engine = self.criterion()
         found: Engine = local.engine
         return found
-
-    def _natural_factor(self, theta: ArrayLike, name: str) -> Array:
-        values = float_array(theta, name, 1)
-        count = self.structure.n_parameters
-        if len(values) != count:
-            raise LMMError(f"{name} has {len(values)} elements, the model has {count} covariance parameters")
-        if not np.isfinite(values).all():
-            raise LMMError(f"{name} has values that are not finite; give {count} finite numbers")
-        return self.structure.factor(values)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_design": self.design, "_y": self._y, "_seals": None, "given": self.given, "problem": self.problem}
