@@ -226,7 +226,8 @@ cdef inline void add_lines(Py_ssize_t q, Py_ssize_t k, bint weighted, Py_ssize_t
         rest[pos] = sums[pos]
 
 
-cdef inline void add_pair_lines(bint weighted, Py_ssize_t n, const DesignRows* r, double* raw, double* rest) noexcept nogil:
+cdef inline void add_pair_lines(bint weighted, Py_ssize_t n, const DesignRows* r, double* raw, double* rest
+                                ) noexcept nogil:
     """`add_lines` for two columns and y alone, with sums that stay in registers, two beside each other."""
     cdef Py_ssize_t i = 0
     cdef int64_t group

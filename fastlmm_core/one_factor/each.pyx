@@ -40,7 +40,7 @@ cdef struct Stacked:
     const double* weights
     const double* offset
     Py_ssize_t x_row, x_column, z_row, z_column, y_row
-    # of one design: rows, groups, problems; steps of y, weights and offset between these; columns of X that are the design's
+    # of one design: rows, groups, problems; steps of y, weights and offset between these; columns of its own X
     Py_ssize_t n, n_slots, n_problems, y_step, w_step, o_step, p
     bint z_is_x
     Py_ssize_t n_extra
