@@ -409,11 +409,11 @@ cdef class TextTable:
 cdef int take_objects(PyObject** items, Py_ssize_t ahead, Batch* batch) except -1:
     """The text of a batch of objects; 0 where one of them is no text.  `ahead`: rows that are fetched after these."""
     cdef Py_ssize_t i
-    for i in range(batch.n, batch.n + ahead):
-        # a short text stands behind its head, in the next line of the cache as a rule
-        fetch(items[i], 0, 3)
-        fetch(<const char*> items[i] + LINE - 1, 0, 3)
     for i in range(batch.n):
+        if i < ahead:
+            # a short text stands behind its head, in the next line of the cache as a rule
+            fetch(items[batch.n + i], 0, 3)
+            fetch(<const char*> items[batch.n + i] + LINE - 1, 0, 3)
         if items[i] == NULL or not PyUnicode_Check(<object> items[i]):
             return 0
         if is_plain(<object> items[i]):
