@@ -17,8 +17,6 @@ SAME = (
     ("lanes/elsewhere.pxi", "TELLING", "engines.one_factor.problem", "TELLING"),
     ("lanes/elsewhere.pxi", "NEAR_BOUNDARY", "estimation.search", "NEAR_BOUNDARY"),
     ("lanes/closer.pxi", "EQUAL", "estimation.many.search", "EQUAL"),
-    ("lanes/closer.pxi", "FOREMOST", "engines.one_factor.problem", "FOREMOST"),
-    ("lanes/closer.pxi", "ANOTHER", "engines.one_factor.problem", "ANOTHER"),
     ("lanes/responses_with_covariates.pxi", "MOST_EFFECTS", "estimation.many.covariate_lanes", "MOST_EFFECTS"),
     ("lanes/screen.pxi", "SIDE_BY_SIDE", "estimation.many.search", "EIGHT"),
 )

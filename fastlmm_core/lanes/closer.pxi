@@ -8,19 +8,12 @@ cdef enum:
     MOST_RUNS = 64          # searches
     STAGES = 5              # of a search, each along the axes of G^ where the one before has come to
     STAGE_LENGTH = 6        # iterations of a stage but the last
-    FOREMOST = 4            # directions of which single groups tell most
 
 cdef double NARROW = 0.1
 """Standard deviation that is nearly none, where 1 makes half of the variance of the mean of a group."""
 
 cdef double RAISED = 17.0
 """Standard deviation in place of one that is nearly none, in the middle of the screen on a logarithmic scale."""
-
-cdef double ANOTHER = 0.75
-"""Square of the cosine of two such directions at most."""
-
-cdef double WITHOUT_ONE = 300.0, WITHOUT_TWO = 30.0
-"""Standard deviation in all directions but one, or two, or but two only."""
 
 cdef double REACH = 0.3, NEAR_END = 0.01
 """Length of the first step of a search, relative to theta, where that is more than 1; decrement d at which it ends, with
@@ -228,97 +221,6 @@ cdef void add_narrowed(const Batch* d, Lanes* s, Py_ssize_t run, bint raised, Ru
         runs.count += 1
 
 
-cdef Py_ssize_t foremost_directions(const Batch* d, Lanes* s, Py_ssize_t m, double* axes) noexcept nogil:
-    """Directions (., q) of which single groups tell most, see engines/one_factor/problem.py; how many.
-
-    Overwrites what an evaluation keeps.
-    """
-    cdef Py_ssize_t q = d.q, stride = q * (q + 1) // 2 + q * (d.p + 1), found = 0, best, g, a, b, i
-    cdef const double* R
-    cdef double* A = s.small
-    cdef double* V = A + q * q
-    cdef double* tops = s.own.store     # (m, q + 1) the largest eigenvalue and its vector
-    cdef double traces = 0.0, squares = 0.0
-    for g in range(m):
-        R = s.own.packed + g * stride * LANES
-        for a in range(q):
-            for b in range(a + 1):
-                A[a * q + b] = 0.0
-                for i in range(b + 1):
-                    # row i of R begins at i q - i (i - 1) / 2
-                    A[a * q + b] += R[(i * q - i * (i - 1) // 2 - i + a) * LANES] * R[
-                        (i * q - i * (i - 1) // 2 - i + b) * LANES]
-                A[b * q + a] = A[a * q + b]
-                squares += A[a * q + b] * A[a * q + b] * (1.0 if a == b else 2.0)
-            traces += A[a * q + a]
-        principal_axes(q, A, V)
-        tops[g * (q + 1)] = A[0]
-        for a in range(q):
-            tops[g * (q + 1) + 1 + a] = V[a * q]
-    if not traces * traces < TELLING * m * (q * squares):
-        return 0
-    while found < FOREMOST:
-        best = -1
-        for g in range(m):
-            if tops[g * (q + 1)] > (0.0 if best < 0 else tops[best * (q + 1)]) and is_another(
-                    q, axes, found, tops + g * (q + 1) + 1):
-                best = g
-        if best < 0:
-            break
-        for a in range(q):
-            axes[found * q + a] = tops[best * (q + 1) + 1 + a]
-        found += 1
-    return found
-
-
-cdef bint is_another(Py_ssize_t q, const double* axes, Py_ssize_t count, const double* axis) noexcept nogil:
-    """Whether a direction differs from all of `count` directions."""
-    cdef Py_ssize_t i, a
-    cdef double t
-    for i in range(count):
-        t = 0.0
-        for a in range(q):
-            t += axes[i * q + a] * axis[a]
-        if not t * t < ANOTHER:
-            return False
-    return True
-
-
-cdef void add_without(const Batch* d, double* G, const double* one, const double* other, double size, Runs* runs
-                      ) noexcept nogil:
-    """A search from where effects hardly vary along a direction, and along another one if that is not NULL."""
-    cdef Py_ssize_t q = d.q, a, b
-    cdef double cosine = 0.0, change = size * size - NARROW * NARROW, t
-    if runs.count == MOST_RUNS:
-        return
-    for a in range(q if other != NULL else 0):
-        cosine += one[a] * other[a]
-    for a in range(q):
-        for b in range(a + 1):
-            t = one[a] * one[b]
-            if other != NULL:
-                t += (other[a] - cosine * one[a]) * (other[b] - cosine * one[b]) / (1.0 - cosine * cosine)
-            G[a * q + b] = (size * size if a == b else 0.0) - change * t
-    triangular_theta(d, G, runs.theta + runs.count * d.n_par)
-    runs.count += 1
-
-
-cdef void add_all_without(const Batch* d, Lanes* s, Py_ssize_t m, Runs* runs) noexcept nogil:
-    """Searches from where effects hardly vary along directions of which single groups tell most; see estimation/search.py."""
-    cdef Py_ssize_t q = d.q, count, i, j
-    cdef double* axes = s.small + 2 * q * q
-    cdef int round_
-    if q < 3:
-        return
-    count = foremost_directions(d, s, m, axes)
-    for i in range(count):
-        add_without(d, s.small, axes + i * q, NULL, WITHOUT_ONE, runs)
-    for round_ in range(2):
-        for i in range(count):
-            for j in range(i + 1, count):
-                add_without(d, s.small, axes + i * q, axes + j * q, WITHOUT_TWO if round_ else WITHOUT_ONE, runs)
-
-
 cdef Py_ssize_t lowest_run(const Runs* runs) noexcept nogil:
     """The search that has ended lowest; the first where none is clearly lower than that."""
     cdef Py_ssize_t run, best = 0
@@ -378,7 +280,6 @@ cdef void look_closer(const Batch* d, const ProblemSums* one, const Screen* scre
     runs.value[0], runs.status[0] = out.value[at] - own.offset[0], out.status[at]
     add_narrowed(d, &s, 0, False, &runs)
     runs.raised = runs.count
-    add_all_without(d, &s, one.m, &runs)
     for lane in range(LANES):
         f.evaluations[lane] = 0
     brief.tolerance = NEAR_END

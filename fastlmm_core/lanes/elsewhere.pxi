@@ -62,7 +62,7 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
     cdef vecu* column = <vecu*> s.small
     cdef vecu* R
     cdef vec total, t, least, square, fourth, traces, squares, regular
-    cdef bint balanced, worthy, few, alike
+    cdef bint balanced, worthy, few, alike, unalike
     cdef bint whole[8]
     cdef double here
     if screen.one_full:
@@ -122,6 +122,7 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
         if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane]) or alike):
             found.kind[lane] = 0
         few = sums[lane].m < MANY_GROUPS * q and (sums[lane].m < FEW_GROUPS * q or here < FEW_GROUPS * q)
+        unalike = q > 2 and here < TELLING * sums[lane].m
         here = (<double*> &square)[lane] * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
         worthy = here >= DOMINATED * min(sums[lane].m, FEW_GROUPS * q)
         balanced = balanced and worthy and sums[lane].m >= SIX_GROUPS * q or alike
@@ -130,7 +131,8 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
         if screen.one_full and few and not balanced:
             # minima may lie close together: no screen of a few points tells them apart
             found.kind[lane] = 2
-            if screen.n_points[2] == 0:
+            # single fits search every rank by itself
+            if unalike or screen.n_points[2] == 0:
                 f.status[lane] = LEFT_ALONE
         if f.status[lane] <= 0:
             found.kind[lane] = -1

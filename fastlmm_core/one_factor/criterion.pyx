@@ -275,6 +275,16 @@ cdef class ClusterCriterion(Objective):
                 chol[i * p + j] = self.f.gls.chol[(i * k + j) * kernels.lanes]
         return beta_array, self.f.gls.r2[0], chol_array, square(self.f.g, q, kernels.lanes)
 
+    def of_rank(self, Py_ssize_t rank):
+        """The criterion as a function of L with so many columns, a lower trapezium: of all G^ = L L' of that rank at most."""
+        cdef Py_ssize_t n_h = self.k * (self.k + 1) // 2
+        rows, columns = np.tril_indices(self.q, 0, rank)
+        within = vector(self.within, n_h)
+        out = ClusterCriterion(
+            self.owner_packed, within, self.n_rows, self.q, self.k, rows, columns, self.groups.uniform)
+        out.reml = self.reml
+        return out
+
     def moment_start(self, double n, double n_groups, double sigma2, double floor):
         """Free elements of L from the second moments of Z_i'(y_i - X_i beta), as if all groups had the same Z_i'Z_i.
 

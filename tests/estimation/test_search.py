@@ -426,7 +426,7 @@ def test_directions_of_which_single_groups_tell_most() -> None:
     elsewhere = model.problem.elsewhere()
     assert elsewhere.foremost is not None and len(elsewhere.foremost) == 4
     screen = shared_design(model).screen
-    assert screen is not None and screen.always.shape == (16, 6)
+    assert screen is not None and screen.alone
     assert len(one_factor(model_of(replace(problem, weights=None)).problem).foremost) == 0
     two = replace(problem, terms=(landscapes.Term(term.Z[:, :2], term.codes),))
     other = one_factor(model_of(two).problem)

@@ -157,6 +157,11 @@ class Elsewhere(NamedTuple):
     beside: bool = False
     foremost: Array | None = None
 
+    @property
+    def unalike(self) -> bool:
+        """Whether single groups tell so much of some directions that every rank is searched by itself."""
+        return self.foremost is not None and len(self.foremost) > 0
+
 
 UNASKED = Elsewhere("unasked")
 

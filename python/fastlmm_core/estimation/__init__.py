@@ -22,6 +22,7 @@ whitening            covariances of rows, and rows made independent
 many                 many responses on one design
 deletion             refits without groups or rows
 search               where else a criterion may have minima
+ranks                minima of every rank, where few groups tell unalike
 refinement           the criterion of crossed factors from the rows
 column_moments       moments of the columns of X and Z
 moments              sums that tests of fixed effects need

@@ -20,6 +20,7 @@ from ..support.types import Array
 from .certificate import settle
 from .methods import newton, run, said_clearly
 from .optimum import CLOSE, LocalMinimum, Optimum, close_enough
+from .ranks import by_rank
 from .search import Found, descend, search
 
 __all__ = ["ROUND", "NothingLeft", "folded", "optimize", "preferred"]
@@ -181,7 +182,10 @@ def optimize(
         found, starts = _elsewhere(criterion, structure, np.sqrt(levels / n), best, elsewhere)
         best = _lowest(criterion, n, attempt, best, starts)
     if best.converged and found is not None and elsewhere.kind == "search":
-        best = best._replace(message=best.message + _looked(found, elsewhere))
+        if found.doubt:
+            best = best._replace(message=found.doubt, converged=False)
+        else:
+            best = best._replace(message=best.message + _looked(found, elsewhere))
     if found is not None or best.n_evaluations != criterion.n_evaluations:
         best = best._replace(n_evaluations=criterion.n_evaluations)
         # leave the criterion's state at the optimum, with the slope in G, as the only attempt has left it
@@ -219,6 +223,8 @@ def _elsewhere(
         effort = EASY if criterion.costly else elsewhere.effort
         known = (best.value if best.converged else inf, best.theta)
         found = search(criterion, structure, unit, known, effort, relaxed, elsewhere.beside, elsewhere.foremost)
+        if elsewhere.unalike:
+            found = by_rank(criterion, structure, unit, found)
         limit = best.value + REPORTED if best.converged else inf
     else:
         scout.reml = criterion.reml

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from ..engines.protocol import LinearEngine, Relaxed
 
 __all__ = [
-    "CLOSE_SPREAD", "CLOSE_VALLEYS", "DESCENTS", "EVEN", "LOWEST_POINTS", "NARROWED", "NEAR", "NEAR_BOUNDARY", "SPREAD",
-    "VANISHING", "Found", "Points", "close_points", "descend", "nearest", "screen_of", "search", "spread_points",
-    "starts_without",
+    "CLOSE_SPREAD", "CLOSE_VALLEYS", "DESCENTS", "EVEN", "FARTHEST", "ITERATIONS", "LOWEST_POINTS", "NARROWED", "NEAR",
+    "NEAR_BOUNDARY", "SPREAD", "TOLERANCE", "VANISHING", "Found", "Points", "close_points", "descend", "is_known",
+    "nearest", "primes", "screen_of", "search", "spread_points", "starts_without",
 ]  # fmt: skip
 
 
@@ -106,10 +106,24 @@ class Points(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a search found: values and thetas of other minima than the known ones, and the number of points screened."""
+    """What a search found.
+
+    Attributes
+    ----------
+    minima : list
+        Values and thetas of other minima than the known ones.
+    screened : int
+        Points screened.
+    ends : array
+        The value where each search ended, and that of the known minimum.
+    doubt : str
+        Why it is not certain that the lowest minimum is among them; empty where it is.
+    """
 
     minima: list[tuple[float, Array]]
     screened: int
+    ends: Array
+    doubt: str = ""
 
 
 def search(
@@ -155,7 +169,15 @@ def search(
         known[1] if joined else None, known[0], PATH,
     )  # fmt: skip
     criterion.n_evaluations = evaluations
-    minima = [known]
+    minima, ends = [known], [known[0]]
+
+    def go_from(start: Array, radius: float = 1.0) -> None:
+        end = descend(criterion, structure, start, radius)
+        if end is not None:
+            ends.append(end[0])
+            if not is_known(minima, structure, unit, end):
+                minima.append(end)
+
     left = DESCENTS[effort] + SPREAD[effort]
     for i in _starts(values, valleys, effort):
         if not left:
@@ -165,23 +187,23 @@ def search(
         left -= 1
         # the only way into a valley must not lead out of it again by a long step
         radius = FIRST_STEP * float(np.linalg.norm(thetas[i])) if joined else 1.0
-        _add(minima, structure, unit, descend(criterion, structure, thetas[i], radius))
+        go_from(thetas[i], radius)
     for start in () if foremost is None else starts_without(structure, unit, foremost):
-        _add(minima, structure, unit, descend(criterion, structure, start))
+        go_from(start)
     if relaxed is not None:
         relaxed.engine.reml = criterion.reml
         theta = _relaxed_minimum(relaxed, structure, unit, known[1])
         if theta is not None:
-            _add(minima, structure, unit, descend(criterion, structure, theta))
+            go_from(theta)
     if beside:
         _, theta = min(minima, key=lambda minimum: minimum[0])
         for start in _beside_boundary(criterion, structure, unit, theta):
-            _add(minima, structure, unit, descend(criterion, structure, start))
+            go_from(start)
     if effort > ORDINARY:
         for minimum in sorted(minima, key=lambda minimum: minimum[0])[:NARROWED]:
             for theta in _narrowed(structure, unit, minimum[1]):
-                _add(minima, structure, unit, descend(criterion, structure, theta))
-    return Found(sorted(minima[1:], key=lambda minimum: minimum[0]), len(thetas))
+                go_from(theta)
+    return Found(sorted(minima[1:], key=lambda minimum: minimum[0]), len(thetas), np.array(ends))
 
 
 def _starts(values: Array, valleys: Index, effort: int) -> list[int]:
@@ -224,12 +246,11 @@ def _relaxed_minimum(relaxed: Relaxed, structure: CovarianceStructure, unit: Arr
     return structure.theta(out)
 
 
-def _add(
-    minima: list[tuple[float, Array]], structure: CovarianceStructure, unit: Array, minimum: tuple[float, Array] | None
-) -> None:
-    """Add a minimum unless it is known."""
-    if minimum is not None and not any(_same(structure, unit, minimum, other) for other in minima):
-        minima.append(minimum)
+def is_known(
+    minima: list[tuple[float, Array]], structure: CovarianceStructure, unit: Array, end: tuple[float, Array]
+) -> bool:
+    """Whether the end of a search is one of the minima."""
+    return any(_same(structure, unit, end, other) for other in minima)
 
 
 def _narrowed(structure: CovarianceStructure, unit: Array, theta: Array) -> list[Array]:
@@ -407,7 +428,7 @@ def _sequence(blocks: tuple[Block, ...], count: int, highest: float) -> list[Arr
     q = blocks[-1].stop
     widths = [b.stop - b.start if b.correlated else 1 for b in blocks]
     dimensions = q + sum(w * (w - 1) // 2 for w in widths)
-    steps = np.sqrt(np.array(_primes(dimensions), dtype=float))
+    steps = np.sqrt(np.array(primes(dimensions), dtype=float))
     factors = []
     for i in range(1, count + 1):
         place = (0.5 + i * steps) % 1.0
@@ -423,7 +444,8 @@ def _sequence(blocks: tuple[Block, ...], count: int, highest: float) -> list[Arr
     return factors
 
 
-def _primes(count: int) -> list[int]:
+def primes(count: int) -> list[int]:
+    """The first of all."""
     found: list[int] = []
     candidate = 2
     while len(found) < count:

@@ -269,6 +269,11 @@ class OneFactorProblem(NamedTuple):
         return self.not_many and (few_groups(self.levels) or self.telling < ENOUGH * self.structure.q)
 
     @property
+    def unalike(self) -> bool:
+        """Whether single groups tell so much of some of three or more effects that every rank is searched by itself."""
+        return self.structure.one_full and self.structure.q > 2 and self.telling < TELLING * self.m
+
+    @property
     def foremost(self) -> Array:
         """Directions of three or more effects (count, q) of which single groups tell most; none where they tell alike.
 
@@ -276,7 +281,7 @@ class OneFactorProblem(NamedTuple):
         """
         q = self.structure.q
         found: list[Array] = []
-        if q < 3 or not self.telling < TELLING * self.m:
+        if not self.unalike:
             return np.zeros((0, q))
         sizes, axes = np.linalg.eigh(self._information()[0].reshape(-1, q, q))
         for i in np.argsort(-sizes[:, -1], kind="stable"):

@@ -94,6 +94,16 @@ class WideCriterion(ScriptedObjective):
         """Whether its matrices are of a size that one BLAS thread serves best."""
         return self.k <= ALONE
 
+    def of_rank(self, rank: int) -> WideCriterion:
+        """The criterion as a function of L with so many columns, of all G^ = L L' of that rank at most."""
+        within = self._within[np.tril_indices(self.k)]
+        rows, columns = np.tril_indices(self.q, 0, rank)
+        out = WideCriterion(
+            np.zeros((0, 0, 0)), within, self.n_rows, self.q, self.k, rows, columns, False, groups=self._groups
+        )
+        out.reml = self.reml
+        return out
+
     # ---- evaluation ----------------------------------------------------------------------------
 
     def at(self, x: Array, order: int) -> tuple[float, float, Array | None, Array | None]:

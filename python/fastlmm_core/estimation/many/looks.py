@@ -80,6 +80,9 @@ def fit_together(
         return
     model, status = into.model, into.status[first : first + len(Y)]
     several, structure = len(model.factors) > 1, model.structure
+    if not several and screen.alone:
+        status[:] = into.n_evaluations[first : first + len(Y)] = 0
+        return
     if worth is None:
         worth = UNASKED if several else enough_worth(model)
     # minima next to each other, of few groups
@@ -105,9 +108,6 @@ def fit_together(
         more = {"scores": scores}
     descend = partial(_descend, cast("Sided", shared), Y, into, first, more)
     before = into.criterion[first : first + len(Y)].copy() if close else None
-    if not several and len(screen.always):
-        responses = np.concatenate([responses, np.tile(some, len(screen.always))])
-        starts = np.concatenate([starts, np.repeat(screen.always, len(some), axis=0)])
     ended = descend(responses, starts)
     if several:
         from .correlated_lanes import further_starts

@@ -30,7 +30,6 @@ from ..search import (
     close_points,
     nearest,
     screen_of,
-    starts_without,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -188,10 +187,9 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         neighbours = np.ascontiguousarray(around[:, :wide])
         # of the first point none that may not be looked at where it is, see `_in_order`
         neighbours[0] = around[0][around[0] < len(factors) - n_below][:wide]
-    without = starts_without(structure, unit, problem.foremost) if effort == HARD and structure.one_full else []
     return BatchScreen(
         thetas=thetas,
-        always=np.array(without).reshape(-1, thetas.shape[1]),
+        alone=effort == HARD and problem.unalike,
         pattern=chosen.astype(np.int64),
         n_columns=len(columns),
         apart=bool((sizes[chosen] == 1).all()),

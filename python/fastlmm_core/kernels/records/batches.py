@@ -121,8 +121,8 @@ class BatchScreen(NamedTuple):
 
     thetas: Array
     """(n_points, n_par)."""
-    always: Array
-    """(., n_par) other points from which searches start, whatever the values are."""
+    alone: bool
+    """Whether single fits look for other minima: within every rank, of few groups that tell unalike."""
     pattern: Int64
     """(n_patterns,) patterns that are screened."""
     n_columns: int
