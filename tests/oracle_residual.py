@@ -7,32 +7,44 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
 Array = NDArray[np.float64]
 
 
 @lru_cache(maxsize=4)
 def _alike(model) -> list[tuple]:
-    """Subjects whose rows have one stratum and stand at the same places, in the same order: (stratum, places, rows)."""
+    """Of each stratum, subjects whose rows stand at the same places, in the same order.
+
+    (stratum, places of one subject of each kind after the other, [(which of these places, rows of the subjects)]).
+    """
     part = model.design.residual
     codes = np.asarray(part.subject.codes)
-    found: dict[tuple, list[Array]] = {}
+    found: dict[int, dict[bytes, list[Array]]] = {}
     for subject in np.unique(codes):
         rows = np.flatnonzero(codes == subject)
-        found.setdefault((part.stratum[rows[0]], part.where[rows].tobytes()), []).append(rows)
-    return [(part.strata[of], part.where[rows[0]], np.array(rows)) for (of, _), rows in found.items()]
+        found.setdefault(part.stratum[rows[0]], {}).setdefault(part.where[rows].tobytes(), []).append(rows)
+    out = []
+    for of, kinds in found.items():
+        ends = np.cumsum([len(rows[0]) for rows in kinds.values()])
+        slices = [slice(end - len(rows[0]), end) for end, rows in zip(ends, kinds.values(), strict=True)]
+        places = part.where[np.concatenate([rows[0] for rows in kinds.values()])]
+        out.append((part.strata[of], places, list(zip(slices, map(np.array, kinds.values()), strict=True))))
+    return out
 
 
 def covariance(model, phi: Array, G: Array | None = None) -> Array:
     """V / sigma^2 of all rows (n, n): random effects with relative covariance G, structured residuals, weights."""
     n = model.nobs
     V = np.zeros((n, n))
-    for own, places, rows in _alike(model):
+    for own, places, kinds in _alike(model):
         inner = phi[own.start : own.stop]
         scale = 1.0
         if own.scaled:
             scale, inner = np.exp(inner[0]), inner[1:]
-        V[rows[:, :, None], rows[:, None, :]] = scale * own.structure.matrix(inner, places)
+        R = scale * own.structure.matrix(inner, places)
+        for at, rows in kinds:
+            V[rows[:, :, None], rows[:, None, :]] = R[at, at]
     if model.weights is not None:
         root = np.sqrt(model.weights)
         V /= np.outer(root, root)
@@ -47,13 +59,14 @@ def criterion(model, phi: Array, reml: bool, G: Array | None = None) -> float:
     """-2 times the profiled (restricted) log-likelihood."""
     y = model.endog if model.offset is None else model.endog - model.offset
     X = model.exog[:, model.problem.kept]
-    V = covariance(model, phi, G)
-    W = np.linalg.inv(V)
-    H = X.T @ W @ X
-    rest = y - X @ np.linalg.solve(H, X.T @ W @ y)
-    r2 = float(rest @ W @ rest)
+    L = np.linalg.cholesky(covariance(model, phi, G))
+    white = solve_triangular(L, np.column_stack([X, y]), lower=True, check_finite=False)
+    X, y = white[:, :-1], white[:, -1]
+    H = X.T @ X
+    rest = y - X @ np.linalg.solve(H, X.T @ y)
+    r2 = float(rest @ rest)
     nu = len(y) - X.shape[1] if reml else len(y)
-    value = np.linalg.slogdet(V)[1] + nu * (1.0 + np.log(2.0 * np.pi * r2 / nu))
+    value = 2.0 * np.log(np.diag(L)).sum() + nu * (1.0 + np.log(2.0 * np.pi * r2 / nu))
     return value + np.linalg.slogdet(H)[1] if reml else value
 
 
