@@ -238,6 +238,7 @@ cdef struct SharedLines:
     double unit                 # theta of the problems relative to that of the design without covariates
     double constant             # criterion in the caller's units less that of the conditioned problem, but for scales
     bint balanced, few, alike   # whether groups tell as much, are few, and may be enough of regular data, see `kinds_of`
+    bint spanned                # whether lines have nothing in the columns of X, see lanes/balanced_lines.pxi
 
 # Rows of up to LANES responses with covariates that are to be summed, and where the sums go.
 cdef struct LinesToRead:

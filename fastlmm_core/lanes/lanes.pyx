@@ -35,6 +35,7 @@ constant sizes, which modules of their own, or declarations shared between them,
     contrasts, settling             functions of their coefficients; their fits from the first point to the report
     problems, pairs, problem_fits, problem_moments      problems of their own designs, those with two effects, fits, moments
     responses_with_covariates, sweeps_with_covariates   those that share a design but for covariates
+    balanced_lines                  those of balanced designs: where searches start, and which minima are the only ones
     elsewhere, closer               their other minima, and those of few groups
     factors, factor_sweeps, factor_fits     several grouping factors: sums, criterion, fits
     correlated, correlated_sweeps, correlated_curves, correlated_fits   the same where effects of a factor may be correlated
@@ -99,6 +100,7 @@ include "start.pxi"
 include "scores.pxi"
 include "elsewhere.pxi"
 include "responses_with_covariates.pxi"
+include "balanced_lines.pxi"
 include "sweeps_with_covariates.pxi"
 include "problems.pxi"
 include "factors.pxi"

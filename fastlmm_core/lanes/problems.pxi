@@ -367,7 +367,10 @@ cdef void start_problems(const Batch* d, const ProblemSums* sums, Lanes* s, OwnG
     cdef vecu* moments = <vecu*> own.moments
     cdef vec t, sigma2, floor, m, one
     if d.lines != NULL:
-        start_lines(d, s, own)
+        if d.lines.spanned:
+            start_balanced(d, s, own)
+        else:
+            start_lines(d, s, own)
         return
     one = VEC_SET(1.0)
     m = one

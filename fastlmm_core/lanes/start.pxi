@@ -322,18 +322,15 @@ cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
 
     Where G^ is not definite the search starts from its principal axes.
     """
-    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, l, i, alpha, lane
-    cdef vecu* theta = <vecu*> s.theta
+    cdef Py_ssize_t q = d.q, n_a = q * (q + 1) // 2, a, b, i, alpha, lane
     cdef vecu* G = <vecu*> s.small
     cdef vecu* change = G + q * q
-    cdef vecu* whole = <vecu*> s.axes
-    cdef vec t, floor, scale, low
+    cdef vec t, scale
     if d.first_theta != NULL:
         for lane in range(LANES):
             for i in range(d.n_par):
                 s.theta[i * LANES + lane] = d.first_theta[s.place[lane] * d.stride_theta + i]
         return
-    floor = VEC_SET(0.1 / d.per_group)
     step_of_scoring(d, s, change, change + n_a + 1)
     # sigma^2 is not left to vanish
     t = VEC_SET(1.0) + change[0]
@@ -343,9 +340,22 @@ cdef void first_theta(const Batch* d, Lanes* s) noexcept nogil:
         for b in range(a + 1):
             t = change[1 + alpha] + d.common.along[alpha]
             G[a * q + b] = t * scale if d.structure[a * q + b] else VEC_SET(0.0)
+            alpha += 1
+    theta_of(d, s)
+
+
+cdef void theta_of(const Batch* d, Lanes* s) noexcept nogil:
+    """Start from G^, of which s.small has the lower triangle (q, q): by its factor, or what is definite of it."""
+    cdef Py_ssize_t q = d.q, a, b, l, i
+    cdef vecu* theta = <vecu*> s.theta
+    cdef vecu* G = <vecu*> s.small
+    cdef vecu* whole = <vecu*> s.axes
+    cdef vec t, floor, low
+    floor = VEC_SET(0.1 / d.per_group)
+    for a in range(q):
+        for b in range(a + 1):
             whole[a * q + b] = G[a * q + b]
             whole[b * q + a] = G[a * q + b]
-            alpha += 1
     low = VEC_SET(-1.0)
     for a in range(q):
         for b in range(a + 1):

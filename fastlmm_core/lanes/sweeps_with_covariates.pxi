@@ -372,6 +372,15 @@ cdef void worth_of_lines(const Batch* d, const OwnGroups* own, vec* worth) noexc
     worth[0] = total * total / fourth
 
 
+cdef bint vary_between(const Batch* d, const OwnGroups* own, Py_ssize_t lane) noexcept nogil:
+    """Whether no covariate of a lane varies within groups."""
+    cdef Py_ssize_t l, p = d.lines.base.p
+    for l in range(p, p + d.lines.n_lines - 1):
+        if own.within[packed_place(l, l) * LANES + lane] != 0.0:
+            return False
+    return True
+
+
 cdef void kinds_of_lines(const Batch* d, Lanes* s, const OwnGroups* own, Fates* f, Minima* found) noexcept nogil:
     """`kinds_of` for responses of one block of correlated effects, of which the design tells nearly everything.
 
@@ -379,19 +388,30 @@ cdef void kinds_of_lines(const Batch* d, Lanes* s, const OwnGroups* own, Fates* 
     """
     cdef const SharedLines* w = d.lines
     cdef Py_ssize_t lane, m = w.base.m
-    cdef vec regular, worth
-    cdef bint worthy, alike, balanced
-    regular_lines(d, s, &regular)
-    worth_of_lines(d, own, &worth)
+    cdef vec regular = VEC_SET(-1.0), worth = VEC_SET(0.0)
+    cdef vec sole = VEC_SET(-1.0)
+    cdef bint worthy, alike, balanced, apart, some = not w.spanned
+    if w.spanned:
+        only_balanced(d, s, own, &sole)
     for lane in range(LANES):
+        some = some or not (<double*> &sole)[lane] > 0.0
+    if some:
+        regular_lines(d, s, &regular)
+        worth_of_lines(d, own, &worth)
+    for lane in range(LANES):
+        found.count[lane] = 0
+        if (<double*> &sole)[lane] > 0.0:
+            found.only[lane], found.beside[lane] = True, False
+            found.kind[lane] = 0 if f.status[lane] > 0 else -1
+            continue
         alike = (<double*> &regular)[lane] > 0.0 and w.alike
-        # of groups that differ, regular data may have another one
-        found.only[lane] = (<double*> &regular)[lane] > 0.0 and (w.alike or w.balanced)
+        # of groups that differ, regular data may have another one, and where slopes within and between groups may do so
+        apart = w.spanned and not vary_between(d, own, lane)
+        found.only[lane] = (<double*> &regular)[lane] > 0.0 and (w.alike or w.balanced) and not apart
         worthy = (<double*> &worth)[lane] >= DOMINATED * min(m, FEW_GROUPS * d.q)
         balanced = w.balanced and worthy or alike
-        found.kind[lane] = 0 if m >= MANY_GROUPS * d.q or w.balanced or alike else 1
+        found.kind[lane] = 0 if (m >= MANY_GROUPS * d.q or w.balanced or alike) and not apart else 1
         found.beside[lane] = balanced and m < FEW_GROUPS * d.q
-        found.count[lane] = 0
         if f.status[lane] > 0 and (w.few or not worthy) and not balanced:
             f.status[lane] = LEFT_ALONE
         if f.status[lane] <= 0:

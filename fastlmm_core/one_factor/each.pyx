@@ -243,7 +243,7 @@ cdef class ProblemStack:
             raise ValueError("a design of other responses")
         w.base, w.n_lines, w.R, w.unit = &common.base, e, &R[0, 0], lines.unit
         w.constant = lines.constant[0 if reml else 1]
-        w.balanced, w.few, w.alike = lines.balanced, lines.few, lines.alike
+        w.balanced, w.few, w.alike, w.spanned = lines.balanced, lines.few, lines.alike, lines.spanned
         for l in range(e):
             w.factor[l], w.times[l] = -1, NULL
             if l < e - 1 and self.rows.factor[l] >= 0:

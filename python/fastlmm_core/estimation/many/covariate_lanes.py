@@ -15,6 +15,7 @@ from ... import kernels
 from ...engines.one_factor.problem import REGULAR, SIX, TELLING, OneFactorProblem, one_factor
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
+from ...kernels.records.batches import BatchPatterns
 from ...kernels.records.stacks import SharedLines
 from ...support.types import Array
 from .one_factor import shared_design
@@ -29,6 +30,9 @@ FEWEST = 256
 
 MOST_COVARIATES, MOST_EFFECTS = 3, 3
 """Covariates of each response, and random effects, that the kernels have room for."""
+
+SAME = 1e-9
+"""Distance of orthonormal columns of Z_i from those of all groups that is rounding error."""
 
 FULL_RANK = 1e-4
 """Smallest pivot of a group that tells of its effects, where all groups together tell m: see `vary_freely`."""
@@ -98,7 +102,15 @@ def _shared(model: Model, problem: OneFactorProblem, rank: int) -> SharedLines |
         balanced=balanced,
         few=problem.few,
         alike=complete and problem.telling >= TELLING * m,
+        spanned=balanced and _spanned(design.patterns, R, m),
     )
+
+
+def _spanned(patterns: BatchPatterns, R: Array, m: int) -> bool:
+    """Whether all groups have the same Z_i'Z_i, and X as many columns as carry it, of m groups with enough beyond."""
+    q, width = R.shape[1], int(patterns.columns[-1])
+    alike = len(R) == 1 and bool(np.abs(R[0] - np.eye(q)).max() <= SAME)
+    return alike and width * q == len(patterns.exact) and bool(patterns.exact.all()) and m - width >= SIX * q - 1
 
 
 def _packed(R: Array) -> Array:

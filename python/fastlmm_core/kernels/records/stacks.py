@@ -83,6 +83,8 @@ class SharedLines(NamedTuple):
     """Whether groups are few, or tell no more than few."""
     alike: bool
     """Whether they tell enough where data are regular."""
+    spanned: bool
+    """Whether all groups have the same Z_i'Z_i and X spans the columns that carry it, see lanes/balanced_lines.pxi."""
 
 
 class StackSearch(NamedTuple):
