@@ -204,10 +204,26 @@ class Conditioned:
         q = self.z.shape[1]
         return q * (q + 1) // 2
 
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """I (q, q)."""
+        return np.eye(self.z.shape[1])
+
+    @cached_property
+    def triangle(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the elements of theta stand in Λ."""
+        return np.tril_indices(self.z.shape[1])
+
+    @cached_property
+    def groups(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each group, its rows, and Z and [X y] of them."""
+        xy = np.column_stack([self.x, self.y])
+        rows = [np.flatnonzero(self.codes == g) for g in range(self.codes.max() + 1)]
+        return [(at, self.z[at], xy[at]) for at in rows]
+
     def factor(self, theta: np.ndarray) -> np.ndarray:
-        q = self.z.shape[1]
-        factor = np.zeros((q, q))
-        factor[np.tril_indices(q)] = theta
+        factor = np.zeros_like(self.unit)
+        factor[self.triangle] = theta
         return factor
 
     def theta_of(self, relative_covariance: np.ndarray) -> np.ndarray:
@@ -232,7 +248,7 @@ class Conditioned:
         a, c, s = self.cross_products
         factor = self.factor(theta)
         try:
-            lower = np.linalg.cholesky(np.eye(factor.shape[0]) + factor.T @ a @ factor)
+            lower = np.linalg.cholesky(self.unit + factor.T @ a @ factor)
             u = np.linalg.solve(lower, factor.T @ c).reshape(-1, s.shape[0])
             root = np.linalg.cholesky(s - u.T @ u)
         except np.linalg.LinAlgError:
@@ -245,30 +261,28 @@ class Conditioned:
         factor = self.factor(theta)
         logdet_v = 0.0
         whitened = np.empty((self.y.size, self.x.shape[1] + 1))
-        for g in range(self.codes.max() + 1):
-            rows = self.codes == g
-            half = self.z[rows] @ factor
+        for rows, z, xy in self.groups:
+            half = z @ factor
             try:
                 lower = np.linalg.cholesky(np.eye(half.shape[0]) + half @ half.T)
             except np.linalg.LinAlgError:
                 return _OUTSIDE
             logdet_v += 2.0 * float(np.sum(np.log(np.diag(lower))))
-            whitened[rows] = np.linalg.solve(lower, np.column_stack([self.x[rows], self.y[rows]]))
+            whitened[rows] = np.linalg.solve(lower, xy)
         return self._combine(logdet_v, np.linalg.qr(whitened, mode="r"))
 
     def exact(self, theta: np.ndarray) -> float:
         """The same in the widest floating type: the search above picks what rounding flatters most."""
         wide = np.longdouble
         factor = self.factor(theta).astype(wide)
-        xy = np.column_stack([self.x, self.y]).astype(wide)
-        total = np.zeros((xy.shape[1], xy.shape[1]), dtype=wide)
+        k = self.x.shape[1] + 1
+        total = np.zeros((k, k), dtype=wide)
         logdet = wide(0.0)
-        for g in range(self.codes.max() + 1):
-            rows = self.codes == g
-            half = self.z[rows].astype(wide) @ factor
+        for _, z, xy in self.groups:
+            half = z.astype(wide) @ factor
             lower = _cholesky(np.eye(len(half), dtype=wide) + half @ half.T)
             logdet += 2.0 * np.sum(np.log(np.diag(lower)))
-            white = xy[rows].copy()
+            white = xy.astype(wide)
             for i in range(len(white)):
                 white[i] = (white[i] - lower[i, :i] @ white[:i]) / lower[i, i]
             total += white.T @ white
