@@ -125,6 +125,12 @@ def close(a, b, tolerance):
     assert np.abs(a - b).max() <= tolerance * max(np.abs(b).max(), 1e-300), np.abs(a - b).max() / np.abs(b).max()
 
 
+def traces_of_products(matrices):
+    """tr(A B) of all pairs."""
+    stack = np.array(matrices)
+    return np.tensordot(stack, stack, ((1, 2), (2, 1)))
+
+
 def compare_every_quantity(kind, q, weights, reml, singular):
     """Assert that all that the engine computes for a case is what dense matrices give."""
     y, X, factors, w, off, structure = make(kind, 7, q, weights)
@@ -177,18 +183,18 @@ def compare_every_quantity(kind, q, weights, reml, singular):
     size = np.array([np.trace(A) for A in solved])
     assert np.abs(found - first)[mask].max() < 1e-10 * np.abs(size).max()
     s = np.array([residual @ T @ residual for T in tangents])
-    moved = [T @ residual for T in tangents]
-    half = np.array([[a @ P @ b for b in moved] for a in moved])
-    trace = np.array([[np.sum(A * B.T) for B in swept] for A in swept])
+    moved = np.array([T @ residual for T in tangents])
+    half = moved @ P @ moved.T
+    trace = traces_of_products(swept)
     exact = -trace + 2 * scale * half - scale / dense.r2 * np.outer(s, s)
     close(criterion.curvature(), exact, 1e-9)
     E = [Vi @ xy]
     cross = np.array([E[0].T @ T @ E[0] for T in tangents])
     close(criterion.cross(), cross, 1e-10)
-    close(criterion.traces(), [[np.sum(A * B.T) for B in solved] for A in solved], 1e-10)
+    close(criterion.traces(), traces_of_products(solved), 1e-10)
     weight = np.triu(rng.normal(size=(p + 1, p + 1)))
-    spread = [T @ E[0] @ weight for T in tangents]
-    close(criterion.traces(weight), [[np.sum(A * (Vi @ B)) for B in spread] for A in spread], 1e-10)
+    spread = np.array([T @ E[0] @ weight for T in tangents])
+    close(criterion.traces(weight), np.tensordot(spread, Vi @ spread, ((1, 2), (1, 2))), 1e-10)
     W = rng.normal(size=(n_a, n_a))
     W = W + W.T
     spanned = np.array([T @ E[0] for T in tangents])
