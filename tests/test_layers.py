@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sources import imports, parsed
+from sources import imports, parsed, read
 
 SOURCE = Path(__file__).parents[1] / "python" / "fastlmm_core"
 
@@ -111,26 +111,11 @@ OF_TUPLES = {"_replace", "_make", "_fields", "_asdict"}
 """Names of named tuples, whose underscore keeps them apart from fields."""
 
 
-def own_names(tree: ast.Module) -> set[str]:
-    """What a module defines: functions, classes, variables, fields, attributes that it sets."""
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-            names.add(node.attr)
-    return names
-
-
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_private_attributes_are_read_where_they_are_defined(path):
-    tree = parsed(path)
-    known = own_names(tree) | OF_TUPLES | {"_getframe"}
-    for node in ast.walk(tree):
-        private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__")
-        if not private or node.attr in known:
+    known = read(path).names | OF_TUPLES | {"_getframe"}
+    for node in read(path).private:
+        if node.attr in known:
             continue
         # a class reads what those above it define
         of = node.value
