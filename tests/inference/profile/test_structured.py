@@ -161,6 +161,28 @@ def flc_limits(fit, reml):
     return confidence_limits(fit, reml=reml)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_steps_from_the_optimum_are_whole(name, monkeypatch):
+    """A step from where the deviance is flat raises it by what the constraint costs: that is no reason to halve it."""
+    from fastlmm_core.inference.profile import structured
+
+    fit, evaluations, steps = made(name)[0].fit(), [], []
+    expand, shortened = structured._Surface.expand, structured.StructuredProfiler._shortened
+    monkeypatch.setattr(structured._Surface, "expand", lambda *a: (evaluations.append(1), expand(*a))[1])
+    monkeypatch.setattr(structured.StructuredProfiler, "_shortened", lambda *a: (steps.append(1), shortened(*a))[1])
+    profiler = StructuredProfiler(fit, True)
+    inside = [
+        value for value in profiler.values if not value.side(value.at(profiler._best).c, fit.model.problem.scale**2)
+    ]
+    assert inside
+    for value in inside:
+        c = value.at(profiler._best).c
+        for change in (-0.3, 0.3):
+            evaluations.clear(), steps.clear()
+            profiler._along(value, profiler._best, c + change)
+            assert len(evaluations) <= 2 + len(steps) and len(steps) <= 12
+
+
 @pytest.mark.parametrize("name", ["ar1", "sites", "restricted"])
 def test_limits_of_coefficients(name):
     model, data, V, kinds = made(name)

@@ -332,7 +332,9 @@ class StructuredProfiler(Profiler):
             longest = float((np.abs(step) / np.maximum(1.0, np.abs(z))).max())
             if longest > LONGEST:
                 step *= LONGEST / longest
-            moved = self._shortened(value, found, z, step, c, 2.0 * abs(slope) + 1e-3)
+            # the multiplier after the step, too: next to the optimum it rises from zero to what the distance asks for
+            ahead = float(a @ (found.gradient + (found.hessian - slope * here.hessian) @ step)) / size2
+            moved = self._shortened(value, found, z, step, c, 2.0 * max(abs(slope), abs(ahead)) + 1e-3)
             if moved is None:
                 if off <= 1e-9 * max(1.0, abs(c)) and decrement2 <= max(tolerance, 1e4 * self.noise):
                     return _Settled(z, found.value - 0.5 * decrement2, slope)
