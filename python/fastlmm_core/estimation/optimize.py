@@ -181,6 +181,10 @@ def optimize(
     if wanted or (elsewhere.kind != "unasked" and not best.converged):
         found, starts = _elsewhere(criterion, structure, np.sqrt(levels / n), best, elsewhere)
         best = _lowest(criterion, n, attempt, best, starts)
+        if elsewhere.unalike and elsewhere.scout is None and best.converged:
+            # where nothing is to be certified, as where the residual variance runs to zero, ranks need not be searched
+            found = by_rank(criterion, structure, np.sqrt(levels / n), found)
+            best = _lowest(criterion, n, attempt, best, _within(found, best.value + REPORTED))
     if best.converged and found is not None and elsewhere.kind == "search":
         if found.doubt:
             best = best._replace(message=found.doubt, converged=False)
@@ -223,15 +227,18 @@ def _elsewhere(
         effort = EASY if criterion.costly else elsewhere.effort
         known = (best.value if best.converged else inf, best.theta)
         found = search(criterion, structure, unit, known, effort, relaxed, elsewhere.beside, elsewhere.foremost)
-        if elsewhere.unalike:
-            found = by_rank(criterion, structure, unit, found)
         limit = best.value + REPORTED if best.converged else inf
     else:
         scout.reml = criterion.reml
         known = descend(scout, structure, best.theta) or (inf, best.theta)
         found = search(scout, structure, unit, known, elsewhere.effort, relaxed, foremost=elsewhere.foremost)
         limit = known[0] + PILOT_UNITS if best.converged else inf
-    return found, [theta for value, theta in found.minima if value <= limit]
+    return found, _within(found, limit)
+
+
+def _within(found: Found, limit: float) -> list[Array]:
+    """Theta of the minima that a search has found below a limit."""
+    return [theta for value, theta in found.minima if value <= limit]
 
 
 def _noise(criterion: LinearEngine, theta: Array, n: int) -> float:
