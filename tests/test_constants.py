@@ -15,6 +15,7 @@ SAME = (
     ("lanes/elsewhere.pxi", "REGULAR", "engines.one_factor.problem", "REGULAR"),
     ("lanes/elsewhere.pxi", "DOMINATED", "engines.one_factor.problem", "DOMINATED"),
     ("lanes/elsewhere.pxi", "TELLING", "engines.one_factor.problem", "TELLING"),
+    ("lanes/elsewhere.pxi", "UNALIKE", "engines.one_factor.problem", "UNALIKE"),
     ("lanes/elsewhere.pxi", "NEAR_BOUNDARY", "estimation.search", "NEAR_BOUNDARY"),
     ("lanes/closer.pxi", "EQUAL", "estimation.many.search", "EQUAL"),
     ("lanes/responses_with_covariates.pxi", "MOST_EFFECTS", "estimation.many.covariate_lanes", "MOST_EFFECTS"),

@@ -23,6 +23,9 @@ below which few of them make up most of it: a half for normal errors alone, a th
 cdef double TELLING = 0.5
 """Share of the groups that their information on the effects is worth where they tell alike."""
 
+cdef double UNALIKE = 0.6
+"""That share of fewer than six groups for each effect below which every rank is searched by itself."""
+
 cdef double NEAR_BOUNDARY = 4.0
 """Rise of the criterion to the boundary, by its Hessian, up to which there may be a lower minimum on it."""
 
@@ -122,7 +125,7 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
         if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane]) or alike):
             found.kind[lane] = 0
         few = sums[lane].m < MANY_GROUPS * q and (sums[lane].m < FEW_GROUPS * q or here < FEW_GROUPS * q)
-        unalike = q > 2 and here < TELLING * sums[lane].m
+        unalike = q > 2 and here < (UNALIKE if sums[lane].m < SIX_GROUPS * q else TELLING) * sums[lane].m
         here = (<double*> &square)[lane] * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
         worthy = here >= DOMINATED * min(sums[lane].m, FEW_GROUPS * q)
         balanced = balanced and worthy and sums[lane].m >= SIX_GROUPS * q or alike

@@ -56,6 +56,9 @@ groups are alike."""
 TELLING = 0.5
 """Share of the groups that their information on the effects is worth where they tell alike, see lanes/regular.pxi."""
 
+UNALIKE = 0.6
+"""That share of fewer than six groups for each effect below which a minimum may be found in its rank only."""
+
 FOREMOST, ANOTHER = 4, 0.75
 """Directions of which single groups tell most, and the square of the cosine of two of them at most."""
 
@@ -271,7 +274,9 @@ class OneFactorProblem(NamedTuple):
     @property
     def unalike(self) -> bool:
         """Whether single groups tell so much of some of three or more effects that every rank is searched by itself."""
-        return self.structure.one_full and self.structure.q > 2 and self.telling < TELLING * self.m
+        q = self.structure.q
+        alike = UNALIKE if self.m < SIX * q else TELLING
+        return self.structure.one_full and q > 2 and self.telling < alike * self.m
 
     @property
     def foremost(self) -> Array:
