@@ -154,7 +154,7 @@ def test_kenward_roger_of_dense_matrices(monkeypatch, q, structure, weighted, sd
 def test_kenward_roger_does_not_depend_on_threads(monkeypatch):
     result = drawn(2, "full", True, 0.8, 5)
     whole = result.test("x1 = 1", ddf="kenward-roger")
-    monkeypatch.setattr("fastlmm_core.inference.many.each.PART", 1)
+    monkeypatch.setattr("fastlmm_core.inference.many.own_tests.PART", 1)
     parts = result.test("x1 = 1", ddf="kenward-roger")
     np.testing.assert_array_equal(whole.df_denom, parts.df_denom)
     np.testing.assert_array_equal(whole.std_error, parts.std_error)

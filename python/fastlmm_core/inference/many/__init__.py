@@ -7,6 +7,7 @@ contrasts         what tests are made of, for several hypotheses at once
 robust            robust covariances
 each              fits of problems with designs of their own
 own_designs       what fits of which each has a design of its own have in common
+own_tests         the tests of these
 masked            fits of responses with missing observations
 means             marginal means and slopes of a batch
 with_means        the methods that ask for them

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...covariance.directions import inverse_hessian
 from ...errors import LMMError
-from ...estimation.information import Moments
 from ...estimation.many.effects import group_effects
 from ...estimation.many.masks import responses_of
 from ...estimation.many.parts import chosen_places
@@ -18,23 +16,20 @@ from ...estimation.many.stack import Stack, same_values
 from ...estimation.many.stack_fit import FIELDS, StackFit, fit_stack, joined_stacks, part_of_stack
 from ...estimation.many.values import ResponseStack
 from ...support.arguments import checked
-from ...support.blas_threads import one_blas_thread
 from ...support.checks import float_array
 from ...support.display import LINES, Cells, Shown, first_lines
 from ...support.text_tables import estimate_cells
-from ...support.threads import map_in_threads, thread_count
 from ...support.types import Array
 from ..anova import hypotheses
 from ..hypotheses import Hypothesis
 from ..likelihood_ratio.compare import Null, check_null
 from ..likelihood_ratio.own_designs import FitsToCompare, against_linear, compared
 from ..likelihood_ratio.random_effects import effects_of, kept_effects
-from ..wald import coefficient_table, wald
-from .contrasts import Asked, stacks, tell_kenward_roger, tell_of_variance, tell_satterthwaite
 from .means import Functions
 from .own_designs import OwnDesigns, Whole, needs_formula
 from .own_permutation import Source
-from .tests import BatchTest, check_ddf, joint_pvalues
+from .own_tests import PART, coefficient_errors, tested, tested_alone
+from .tests import BatchTest
 from .variances import BatchVariances, Estimated, Shared, delta_errors, fill_alone, leave_boundary
 
 if TYPE_CHECKING:
@@ -47,10 +42,6 @@ if TYPE_CHECKING:
     from ..likelihood_ratio.many import BatchComparison
 
 __all__ = ["EachResult", "statistic_of"]
-
-
-PART = 256
-"""Problems of which the moments are looked at together."""
 
 
 @checked
@@ -150,7 +141,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
         """Covariance matrices of the fixed effects (n_problems, p, p); NaN for dropped columns."""
         p = self.params.shape[1]
         out = self.sigma2[:, None, None] * self.contrasts(np.eye(p))[0]
-        for i in self._apart():
+        for i in tested_alone(self):
             out[i] = self.one(i).cov
         return out
 
@@ -265,34 +256,8 @@ class EachResult(Shown, StackFit, OwnDesigns):
             lambda stack: EachResult(stack, self.kind, self.reml), statistic_of,
         )  # fmt: skip
 
-    def _apart(self) -> list[int]:
-        """Problems that are tested by themselves: fitted so, or with columns dropped."""
-        apart = (self.by_lanes == 0) | (self.rank < self.params.shape[1])
-        return np.flatnonzero(apart & (self.status >= 0)).tolist()
-
     def _coefficients(self, ddf: str, information: str) -> tuple[Array, Array]:
-        """Standard errors and degrees of freedom (n, p)."""
-        _check(self, ddf, information)
-        if ddf == "satterthwaite":
-            return self.bse, self.satterthwaite
-        if ddf == "kenward-roger":
-            return self._kenward_roger(information)
-        known = np.full(len(self), np.inf) if ddf == "normal" else self.nobs - self.rank
-        return self.bse, np.where(np.isnan(self.params), np.nan, known[:, None])
-
-    def _kenward_roger(self, information: str) -> tuple[Array, Array]:
-        error, freedom = np.full_like(self.bse, np.nan), np.full_like(self.bse, np.nan)
-        apart = self._apart()
-
-        def use(part: NDArray[np.intp], root: Array, found: Moments) -> None:
-            error[part] = np.sqrt(self.sigma2[part, None] * np.einsum("nii->ni", found.inner(root)))
-            freedom[part] = found.df(root)
-
-        _with_moments(self, np.setdiff1d(np.flatnonzero(self.by_lanes), apart), information, use)
-        for i in apart:
-            table = coefficient_table(self.one(i), "kenward-roger", information)
-            error[i], freedom[i] = table["std_error"], table["df"]
-        return error, freedom
+        return coefficient_errors(self, ddf, information)
 
     def tested(self, asked: Sequence[Hypothesis], ddf: str, information: str) -> list[BatchTest]:
         """Tests of several hypotheses of every problem; see `tests`.
@@ -303,35 +268,7 @@ class EachResult(Shown, StackFit, OwnDesigns):
         ddf, information
             As for `tests`.
         """
-        _check(self, ddf, information)
-        found = [Asked.along(parsed, parsed.L, self.params, self.status < 0) for parsed in asked]
-        lost = np.isin(np.arange(len(self)), self._apart())
-        some = np.flatnonzero((self.by_lanes == 1) & ~lost)
-        if ddf == "satterthwaite":
-            _satterthwaite(self, found, some)
-        elif ddf == "kenward-roger":
-            lost |= _kenward_roger(self, found, some, information)
-        else:
-            covariance = self.contrasts(np.eye(self.params.shape[1]))[0]
-            known = np.full(len(self), np.inf) if ddf == "normal" else self.nobs - self.rank
-            for one in found:
-                one.freedom[some] = known[some]
-                tell_of_variance(one, some, self.sigma2[some], covariance[some], ddf)
-        for i in np.flatnonzero(lost).tolist():
-            fit = self.one(i)
-            for one in found:
-                try:
-                    one.take(i, wald(fit, one.L, one.rhs, ddf, information))
-                except LMMError:  # not estimable there
-                    one.estimate[i] = np.nan
-        return [
-            BatchTest(
-                one.estimate, one.error, one.statistic, len(one.basis), one.freedom,
-                joint_pvalues(one.statistic, one.freedom, len(one.L), len(one.basis), ddf), one.L, one.rhs,
-                one.parsed.names, ddf, "model", self._shared.library, self.labels, self._one,
-            )
-            for one in found
-        ]  # fmt: skip
+        return tested(self, asked, ddf, information)
 
     def __getitem__(self, i: Any) -> Any:
         """The full result of one problem, by position (an integer) or label, or the fits of some of them.
@@ -495,51 +432,3 @@ class EachResult(Shown, StackFit, OwnDesigns):
 def statistic_of(fits: EachResult, hypothesis: Hypothesis) -> Array:
     """t of one row, else F (n_problems,)."""
     return fits.tested([hypothesis], "residual", "auto")[0].statistic
-
-
-def _check(result: EachResult, ddf: str, information: str) -> None:
-    check_ddf(ddf, information)
-    if ddf == "kenward-roger" and not result.reml:
-        raise LMMError("ddf='kenward-roger' needs REML fits: fit with reml=True, or use ddf='satterthwaite'")
-
-
-def _satterthwaite(result: EachResult, asked: Sequence[Asked], some: NDArray[np.intp]) -> None:
-    """Fill in what Satterthwaite's formula says of problems that the lanes have fitted."""
-    nu = np.asarray(result.nobs - (result.rank if result.reml else 0), dtype=np.float64)[some, None]
-    for part in stacks(asked):
-        covariance, slope, shift, hess = result.contrasts(np.concatenate([one.rows for one in part]))
-        inverse = inverse_hessian(result.stack.design.structure, result.theta_o[some], hess[some])
-        found = (covariance[some], slope[some], shift[some], inverse)
-        tell_satterthwaite(part, some, result.sigma2[some], nu, found)
-
-
-def _with_moments(
-    result: EachResult,
-    some: NDArray[np.intp],
-    information: str,
-    use: Callable[[NDArray[np.intp], Array, Moments], None],
-) -> None:
-    """Let Kenward and Roger's moments of problems be used, some at a time, by several threads."""
-    observed = result.observed() if information == "observed" else None
-
-    def run(part: NDArray[np.intp]) -> None:
-        use(part, *result.moments(part, information, observed))
-
-    parts = [part for part in np.split(some, np.searchsorted(some, np.arange(PART, len(result), PART))) if len(part)]
-    jobs = min(thread_count(None), len(parts))
-    with one_blas_thread(jobs > 1):
-        map_in_threads(run, ((part,) for part in parts), jobs)
-
-
-def _kenward_roger(
-    result: EachResult, asked: Sequence[Asked], some: NDArray[np.intp], information: str
-) -> NDArray[np.bool_]:
-    """Fill in what Kenward and Roger's method says; where it has no joint test of one of the hypotheses (n,)."""
-    fallen = np.zeros(len(result), dtype=bool)
-
-    def use(part: NDArray[np.intp], root: Array, found: Moments) -> None:
-        for one in asked:
-            fallen[part] |= tell_kenward_roger(one, part, result.sigma2[part], root, found)
-
-    _with_moments(result, some, information, use)
-    return fallen
