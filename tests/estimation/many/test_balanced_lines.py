@@ -9,14 +9,8 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many import covariate_lanes
-from fastlmm_core.estimation.many.stack_fit import StackFit
-
-EXACT = 1e-11  # relative, the criterion at one theta: sums in another order
-OPTIMUM = 1e-6  # standard errors by which two searches end apart
-SPREAD = 1e-5  # relative, of what follows theta itself
-SLOPE = 1e-6  # of the criterion along G in units of its curvature
+from own_covariates import EXACT, SLOPE, drawn, same, single, together
 
 
 @pytest.fixture(autouse=True)
@@ -34,35 +28,6 @@ def design(q, arms=1, m=24, n=9):
     return X, Z, groups
 
 
-def drawn(Z, groups, count, sizes=(1.0, 0.6, 0.3), between=1.0, seed=2):
-    rng = np.random.default_rng(seed)
-    m, q = groups.max() + 1, Z.shape[1]
-    b = rng.standard_normal((count, m, q)) * np.array(sizes)[:q]
-    C = 3.0 + rng.standard_normal((count, len(Z))) + between * rng.standard_normal((count, m))[:, groups]
-    return np.sum(b[:, groups] * Z, axis=2) + rng.standard_normal(C.shape) + 0.5 * C, C
-
-
-def together(batch, reml=True):
-    """How many were fitted by what the responses share, all of which are of a balanced design."""
-    shared = batch.stack.lines()
-    assert shared.spanned
-    return batch.stack.kernel.fit(0, len(batch), reml, StackFit(batch.stack, Fit, reml).results, shared)
-
-
-def single(model, y, columns, reml=True):
-    wide = np.column_stack([model.exog, *columns])
-    return flc.LinearMixedModel(y, wide, model.exog_re, model.grouping.index).fit(reml)
-
-
-def same(batch, i, one):
-    np.testing.assert_allclose(batch.criterion[i], one.criterion, rtol=EXACT)
-    assert np.abs(batch.params[i] - one.params).max() < OPTIMUM * one.bse.max()
-    np.testing.assert_allclose(batch.bse[i], one.bse, rtol=SPREAD)
-    np.testing.assert_allclose(batch.df[i], one.df, rtol=SPREAD)
-    np.testing.assert_allclose(batch.sigma2[i], one.sigma2, rtol=SPREAD)
-    assert batch.singular[i] == one.singular
-
-
 @pytest.mark.parametrize("reml", [True, False])
 @pytest.mark.parametrize("sizes", [(1.0, 0.6, 0.3), (0.15, 0.02, 0.0), (0.0, 0.0, 0.0)])
 @pytest.mark.parametrize(("q", "arms"), [(1, 1), (2, 1), (2, 2), (3, 1)])
@@ -71,7 +36,7 @@ def test_each_is_the_single_fit(q, arms, sizes, reml):
     Y, C = drawn(Z, groups, 16, sizes, 0.3)
     model = flc.LinearMixedModel(Y[0], X, Z, groups)
     batch = model.fit_many(Y, reml, covariates={"c": C})
-    assert together(batch, reml) >= 14
+    assert batch.stack.lines().spanned and together(batch, reml) >= 14
     for i in range(16):
         same(batch, i, single(model, Y[i], [C[i]], reml))
 
@@ -85,7 +50,7 @@ def test_searches_start_where_they_end(q, arms, covariates, reml):
     given = [C, *np.random.default_rng(4).standard_normal((2, *Y.shape))][:covariates]
     model = flc.LinearMixedModel(Y[0], X, Z, groups)
     batch = model.fit_many(Y, reml, covariates={f"c{i}": c for i, c in enumerate(given)})
-    assert together(batch, reml) == 24
+    assert batch.stack.lines().spanned and together(batch, reml) == 24
     inside = ~batch.singular
     assert inside.sum() > 12
     assert np.median(batch.n_evaluations[inside]) <= 2

@@ -7,14 +7,8 @@ import pytest
 
 import fastlmm_core as flc
 import oracle
-from fastlmm_core.estimation.fit import Fit
 from fastlmm_core.estimation.many import covariate_lanes
-from fastlmm_core.estimation.many.stack_fit import StackFit
-
-EXACT = 1e-11  # relative, the criterion at one theta: sums in another order
-OPTIMUM = 1e-6  # standard errors by which two searches end apart
-SPREAD = 1e-5  # relative, of what follows theta itself
-SLOPE = 1e-6  # of the criterion along G in units of its curvature
+from own_covariates import EXACT, SLOPE, drawn, same, single, together
 
 
 @pytest.fixture(autouse=True)
@@ -33,40 +27,10 @@ def design(q, p, seed=1):
     return X[order], (t[:, None] ** np.arange(q))[order], groups[order]
 
 
-def drawn(Z, groups, count, sizes=(1.0, 0.6, 0.3), seed=2):
-    """Responses, and covariates with some effect on them that vary between and within groups."""
-    rng = np.random.default_rng(seed)
-    m, q = groups.max() + 1, Z.shape[1]
-    b = rng.standard_normal((count, m, q)) * np.array(sizes)[:q]
-    C = 3.0 + rng.standard_normal((count, len(Z))) + rng.standard_normal((count, m))[:, groups]
-    return np.sum(b[:, groups] * Z, axis=2) + rng.standard_normal(C.shape) + 0.5 * C, C
-
-
 def fitted(model, Y, covariates, reml=True):
     """Fits, and how many of them were found by what the responses share."""
     batch = model.fit_many(Y, reml, covariates=covariates)
-    shared = batch.stack.lines()
-    assert shared is not None
-    return batch, batch.stack.kernel.fit(0, len(Y), reml, StackFit(batch.stack, Fit, reml).results, shared)
-
-
-def single(model, y, columns, reml=True):
-    wide = np.column_stack([model.exog, *columns])
-    return flc.LinearMixedModel(
-        y, wide, model.exog_re, model.grouping.index, weights=model.weights, offset=model.offset
-    ).fit(reml)
-
-
-def same(batch, i, one):
-    """Whether a response has the optimum of the single fit, and what follows from it."""
-    np.testing.assert_allclose(batch.criterion[i], one.criterion, rtol=EXACT)
-    np.testing.assert_array_equal(np.isnan(batch.params[i]), np.isnan(one.params))
-    assert np.nanmax(np.abs(batch.params[i] - one.params) / one.bse) < OPTIMUM
-    np.testing.assert_allclose(batch.bse[i], one.bse, rtol=SPREAD)
-    np.testing.assert_allclose(batch.df[i], one.df, rtol=SPREAD)
-    np.testing.assert_allclose(batch.sigma2[i], one.sigma2, rtol=SPREAD)
-    assert batch.singular[i] == one.singular
-    assert batch.rank[i] == np.isfinite(one.params).sum()
+    return batch, together(batch, reml)
 
 
 @pytest.mark.parametrize("reml", [True, False])
@@ -81,8 +45,8 @@ def test_optimum_of_the_dense_criterion(q, p, given, reml):
     weights = rng.uniform(0.5, 2.0, len(X)) if given in ("weights", "both") else None
     offset = rng.normal(size=len(X)) if given in ("offset", "both") else None
     model = flc.LinearMixedModel(Y[0], X, Z, groups, weights=weights, offset=offset)
-    batch, together = fitted(model, Y, {"c": C}, reml)
-    assert together >= 8
+    batch, count = fitted(model, Y, {"c": C}, reml)
+    assert count >= 8
     for i in np.flatnonzero(~batch.singular)[:5]:
         wide = np.column_stack([X, C[i]])
         G = batch.G["group"][i] / batch.sigma2[i]
@@ -113,8 +77,8 @@ def test_several_covariates_and_products():
     Y, C = drawn(Z, groups, 12)
     D = np.random.default_rng(5).normal(size=Y.shape)
     model = flc.LinearMixedModel(Y[0], X, Z, groups, exog_names=["one", "t", "x"])
-    batch, together = fitted(model, Y, {"c:t": C, "c": C, "d": D})
-    assert together == 12
+    batch, count = fitted(model, Y, {"c:t": C, "c": C, "d": D})
+    assert count == 12
     for i in range(0, 12, 3):
         one = single(model, Y[i], [C[i] * X[:, 1], C[i], D[i]])
         same(batch, i, one)
@@ -132,8 +96,8 @@ def test_covariates_between_groups():
     Y, _ = drawn(Z, groups, 12)
     C = np.random.default_rng(6).normal(size=(12, 36))[:, groups]
     model = flc.LinearMixedModel(Y[0], X, Z, groups)
-    batch, together = fitted(model, Y, {"c": C})
-    assert together == 12
+    batch, count = fitted(model, Y, {"c": C})
+    assert count == 12
     for i in range(0, 12, 4):
         same(batch, i, single(model, Y[i], [C[i]]))
 
@@ -213,8 +177,8 @@ def test_one_covariate_of_all_responses():
     X, Z, groups = design(1, 2)
     Y, C = drawn(Z, groups, 9)
     model = flc.LinearMixedModel(Y[0], X, Z, groups)
-    batch, together = fitted(model, Y, {"c": C[:1]})
-    assert together == 9
+    batch, count = fitted(model, Y, {"c": C[:1]})
+    assert count == 9
     same(batch, 5, single(model, Y[5], [C[0]]))
 
 
