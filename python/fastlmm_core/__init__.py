@@ -111,7 +111,7 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
-        from .support.words import attribute
+        from .support.hints import attribute
 
         found = None if name.startswith("_") else attribute(name)
         said = f"module {__name__!r} has no attribute {name!r}"

@@ -100,7 +100,7 @@ class LinearMixedModel(Model):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            from .support.words import missing_attribute
+            from .support.hints import missing_attribute
 
             missing_attribute(self, name, _after_fit(name))
 

@@ -18,8 +18,8 @@ from .estimation.fit import Fit
 from .estimation.stated import needs_estimates
 from .inference.options import Ddf, Information, Vcov
 from .support.arguments import checked
+from .support.hints import missing_attribute, option
 from .support.types import Array
-from .support.words import missing_attribute, option
 from .tables.rows import limits_table
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from .. import kernels
 from ..errors import LMMError
 from ..estimation.fit import Fit
 from ..estimation.whitening import whitened
+from ..support.hints import option
 from ..support.types import Array
-from ..support.words import option
 from .studentized import studentized
 from .within_groups import within_groups
 

@@ -120,7 +120,7 @@ def said_clearly(error: Exception, method: str | Callable[..., Any]) -> Exceptio
         return LMMError(f"options: {str(error).lower()}; method={name!r} does not know them")
     if isinstance(error, ValueError) and "Unknown solver" in str(error):
         from ..support.arguments import near
-        from ..support.words import option
+        from ..support.hints import option
 
         hint = option("method of fit", method, ()) or f"; {near(str(method), SCIPY)}"
         return LMMError(f"method={method!r} is unknown: use 'newton' or a method of scipy.optimize.minimize{hint}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import exact_floats
-from ..support.words import function
+from ..support.hints import function
 from ..tables.alignment import aligned
 from ..tables.columns import Column, Table, first_rows
 from ..tables.labels import integer_codes

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..covariance.effects.names import EFFECTS, named
 from ..errors import LMMError
-from ..support.words import function
+from ..support.hints import function
 
 __all__ = [
     "C_OF_COLUMN",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import LMMError
+from ..support.hints import option
 from ..support.types import Array
-from ..support.words import option
 
 __all__ = ["false_discovery_rates"]
 

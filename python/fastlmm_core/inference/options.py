@@ -9,8 +9,8 @@ import numpy as np
 from ..design.independence import cluster_labels
 from ..errors import LMMError
 from ..estimation.model import Model
+from ..support.hints import option
 from ..support.types import Array
-from ..support.words import option
 
 __all__ = ["DDF", "MOMENT_DDF", "Ddf", "Information", "Vcov", "check_options", "check_vcov", "known_df"]
 

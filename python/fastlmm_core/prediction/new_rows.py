@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from ..errors import LMMError
 from ..support.checks import float_array, plain_array, row_values
+from ..support.hints import option
 from ..support.types import Array
-from ..support.words import option
 from ..tables.alignment import index_of, shared_index
 from ..tables.columns import Table
 from ..tables.rows import CallerRows

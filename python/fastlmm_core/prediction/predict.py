@@ -40,8 +40,8 @@ from ..support.arguments import outside
 from ..support.blas_threads import quiet_product
 from ..support.checks import check_level, row_values
 from ..support.distributions import quantile
+from ..support.hints import option
 from ..support.types import Array, Index
-from ..support.words import option
 from ..tables.columns import first_rows
 from ..tables.lazy import collected
 from ..tables.rows import CallerRows, rows_of_table

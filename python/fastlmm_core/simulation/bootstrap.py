@@ -19,12 +19,12 @@ from ..errors import LMMError
 from ..support.arguments import checked, outside
 from ..support.checks import check_count, check_level, float_array, plain_array
 from ..support.display import Cells, Shown, first_lines
+from ..support.hints import option
 from ..support.progress import progress_bar
 from ..support.seeds import Seed, beside, check_first, key_of, stream
 from ..support.text_tables import aligned_cells, estimate_cells
 from ..support.threads import thread_count
 from ..support.types import Array
-from ..support.words import option
 from ..tables.columns import native_frame
 from ..tables.rows import limits_table
 from . import structured

@@ -19,4 +19,5 @@ records         dataclasses that are made in less time
 memory          memory asked for before BLAS needs it
 seeds           streams of random numbers
 words           the words of other packages
+hints           what to say of names and values that do not exist here
 """

@@ -115,9 +115,9 @@ def _checked(function: Any, name: str, bound: int) -> Any:
         for argument, value in given:
             if argument not in parameters:
                 if not open_ended:
-                    from . import words
+                    from . import hints
 
-                    hint = words.argument(name, argument) or near(argument, parameters)
+                    hint = hints.argument(name, argument) or near(argument, parameters)
                     raise TypeError(f"{name}() has no argument {argument!r}: {hint}")
                 continue
             check = parameters[argument]

@@ -10,8 +10,8 @@ import numpy as np
 
 from ...errors import LMMError
 from ...formula.coding import fixed_terms
+from ...support.hints import option
 from ...support.types import Array, Index
-from ...support.words import option
 
 if TYPE_CHECKING:
     from ...estimation.model import Model

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import LMMError
+from ...support.hints import option
 from ...support.types import Array
-from ...support.words import option
 
 __all__ = ["CONTRASTS", "Method", "comparisons", "contrast_weights", "polynomial_weights"]
 

@@ -17,8 +17,8 @@ from ...errors import LMMError
 from ...support.arguments import checked
 from ...support.checks import check_level
 from ...support.display import Cells, Part, Shown
+from ...support.hints import option
 from ...support.types import Array
-from ...support.words import option
 from ..options import check_options
 from . import multiplicity
 from .conditions import conditions_of

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 
 from ...errors import LMMError
 from ...support.distributions import f_tail, quantile, two_sided_p
+from ...support.hints import option
 from ...support.types import Array
-from ...support.words import option
 from .largest import max_t_sf
 from .scale import over_scale
 

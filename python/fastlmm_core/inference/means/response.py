@@ -13,8 +13,8 @@ import numpy as np
 
 from ...errors import LMMError
 from ...formula.response_scale import back_transform
+from ...support.hints import option
 from ...support.types import Array
-from ...support.words import option
 
 if TYPE_CHECKING:
     from ...estimation.fit import Fit
