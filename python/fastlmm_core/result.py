@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from .inference.sandwich import Sandwich
     from .inference.wald_test import WaldTest
     from .report.summary import Summary
-    from .simulation.bootstrap import BootstrapResult
     from .simulation.dropout import Dropout
+    from .simulation.replicates import BootstrapResult
     from .support.seeds import Seed
 
 __all__ = ["LMMResult"]

@@ -16,7 +16,7 @@ from ..support.types import Array
 from ._style import BLACK, BLUE, GREY, SKY, VERMILLION, grid, legend_above, own_axes, plain, pyplot, tidy
 
 if TYPE_CHECKING:
-    from ..simulation.bootstrap import BootstrapResult
+    from ..simulation.replicates import BootstrapResult
 
 __all__ = ["bootstrap_density", "influence_plot", "power_curve", "profile_zeta"]
 
