@@ -12,8 +12,9 @@ import scipy.optimize
 import fastlmm_core as flc
 import oracle
 from fastlmm_core.engines.scaling import criterion_offset
+from fastlmm_core.inference.profile.coefficients import ProfileError
 from fastlmm_core.inference.profile.coordinates import Expansion
-from fastlmm_core.inference.profile.points import ProfileError, Profiler, _Model, parameters_of
+from fastlmm_core.inference.profile.points import Profiler, _Model, parameters_of
 from fastlmm_core.inference.profile.profile import PER_SIDE, confidence_limits
 
 LEVEL_95 = 3.841458820694124
@@ -166,12 +167,12 @@ DOUBTFUL = {("dyestuff2", "(Intercept)"), ("orthodont_slope", "sigma")}
 )  # fmt: skip
 @pytest.mark.parametrize("reml", [True, False])
 def test_coordinates_against_differences(rng, kind, structure, reml):
-    from fastlmm_core.inference.profile import coordinates as charts
+    from fastlmm_core.inference.profile import charts, coordinates
 
     y, X, Z, groups, w = data = unbalanced(rng, 3, structure, m=12)
     n = len(y)
     problem = flc.LinearMixedModel(y, X, Z, groups, weights=w, structure=structure).problem
-    deviance = charts.Deviance(problem, reml)
+    deviance = coordinates.Deviance(problem, reml)
     M = np.diag(rng.uniform(0.3, 1.5, 3)) if structure == "diagonal" else np.tril(rng.normal(0.0, 0.7, (3, 3)))
     if kind == "sigma":
         chart = charts.SigmaChart(problem, M)

@@ -24,7 +24,8 @@ from ...support.distributions import quantile
 from ...support.progress import progress_bar
 from ...support.text_tables import variance_cells
 from ...support.types import Array
-from .points import Parameter, Point, ProfileError, Profiler, parameters_of
+from .coefficients import CoefficientProfiler, Parameter, Point, ProfileError
+from .points import Profiler, parameters_of
 from .structured import StructuredProfiler, structured_parameters
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ class _Profilers:
     def __init__(self, result: Fit, reml: bool | None) -> None:
         self.result = result
         self.reml = result.reml if reml is None else reml
-        self._made: dict[bool, Profiler] = {}
+        self._made: dict[bool, CoefficientProfiler] = {}
 
-    def of(self, parameter: Parameter) -> Profiler:
+    def of(self, parameter: Parameter) -> CoefficientProfiler:
         """The profiler of a parameter; made when it is needed."""
         return self.by(self.reml and parameter.kind != "beta")
 
-    def by(self, reml: bool) -> Profiler:
+    def by(self, reml: bool) -> CoefficientProfiler:
         """The profiler of a criterion."""
         if reml not in self._made:
             self._made[reml] = (StructuredProfiler if _structured(self.result) else Profiler)(self.result, reml)
@@ -270,7 +271,9 @@ def confidence_limits(
     return dict(zip(table["term"], zip(table["conf_low"], table["conf_high"], strict=True), strict=True))
 
 
-def _path(profiler: Profiler, parameter: Parameter, rise: float) -> tuple[list[tuple[float, Point]], list[str]]:
+def _path(
+    profiler: CoefficientProfiler, parameter: Parameter, rise: float
+) -> tuple[list[tuple[float, Point]], list[str]]:
     """Points from the lowest to the highest value, and notes."""
     sides: dict[int, list[tuple[float, Point]]] = {-1: [], 1: []}
     notes = []

@@ -23,8 +23,9 @@ from ...engines.restricted import RestrictedCriterion
 from ...estimation.fit import Fit
 from ...estimation.restricted import restricted_criterion
 from ...support.types import Array
+from .coefficients import CoefficientProfiler, Parameter, Point, ProfileError
 from .coordinates import Deviance, State
-from .points import EXACT, Parameter, Point, ProfileError, Profiler
+from .points import EXACT
 from .reported import Value, reported
 
 __all__ = ["StructuredProfiler", "structured_parameters"]
@@ -134,7 +135,7 @@ class _Settled(NamedTuple):
     slope: float
 
 
-class StructuredProfiler(Profiler):
+class StructuredProfiler(CoefficientProfiler):
     """Finds points of the profiles of one fit, where variance parameters have a structure.
 
     Parameters
@@ -183,26 +184,24 @@ class StructuredProfiler(Profiler):
             return float(self.fit.beta[parameter.columns[0]])
         return self._value(parameter).estimate(self.fit)
 
-    def everything(self, parameter: Parameter, point: Point) -> dict[str, float]:
-        """All parameters at a point of the profile of one."""
-        problem, beta, state = self.problem, point.beta, point.state
-        if beta is None:
-            self.surface.criterion.evaluate(state.M, self._order)
-            beta = self._solution(self.surface.criterion)[0]
-        coefficients = problem.beta_base + problem.scale * (problem.x_map @ beta)
-        coefficients[np.setdiff1d(np.arange(len(coefficients)), problem.kept)] = np.nan
-        z = np.append(state.M, state.s)
-        out = {
-            p.name: float(coefficients[p.columns[0]]) if p.kind == "beta" else self._value(p).natural(z)
-            for p in structured_parameters(self.fit)
-        }
-        out[parameter.name] = point.value
-        return out
+    def parameters(self) -> list[Parameter]:
+        """All parameters of the fit."""
+        return structured_parameters(self.fit)
+
+    def _natural(self, parameter: Parameter, state: State) -> float:
+        """A variance parameter at a state."""
+        return self._value(parameter).natural(np.append(state.M, state.s))
+
+    def _coefficients(self, state: State) -> Array:
+        """Conditioned coefficients (rank,) that follow from a state."""
+        self.surface.criterion.evaluate(state.M, self._order)
+        found: Array = self._solution(self.surface.criterion)[0]
+        return found
 
     # ---- variance parameters -------------------------------------------------------------------
 
     def reach(self, parameter: Parameter, outward: int, level: float, guide: Point | None = None) -> Point:
-        """Where the profile has risen by `level` on one side, or its end; see `Profiler.reach`."""
+        """Where the profile has risen by `level` on one side, or its end; see `CoefficientProfiler.reach`."""
         if parameter.kind == "beta":
             return self._coefficient(parameter.columns[0], outward, level, guide)
         value = self._value(parameter)
