@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from .inference.likelihood_ratio.many import BatchComparison
     from .inference.many.means import Functions
     from .inference.many.moderated import ModeratedTests
-    from .inference.many.permutation import Permutations, Scheme
+    from .inference.many.permutation import Permutations
+    from .inference.many.rearrangements import Scheme
     from .inference.many.several import BatchTests
     from .inference.many.summary import StudySummary
     from .inference.many.tests import BatchTest

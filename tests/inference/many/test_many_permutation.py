@@ -10,7 +10,7 @@ import fastlmm_core as flc
 from fastlmm_core import LMMError
 from fastlmm_core.estimation.many import correlated_lanes
 from fastlmm_core.inference.hypotheses import parse_hypothesis
-from fastlmm_core.inference.many.permutation import rearrangements
+from fastlmm_core.inference.many.rearrangements import rearrangements
 
 AGREE = 1e-6
 """Statistics follow theta, which two searches leave at 1e-8 standard errors of the optimum."""

@@ -8,7 +8,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import LMMError
-from fastlmm_core.inference.many.permutation import rearrangements
+from fastlmm_core.inference.many.rearrangements import rearrangements
 
 # Optima of single fits and of batches differ by their tolerances; what is given by formulas of them follows.
 SAME = 1e-5

@@ -13,6 +13,7 @@ means             marginal means and slopes of a batch
 with_means        the methods that ask for them
 moderated         variances that the responses of a batch lend each other
 permutation       permutation tests of a batch
+rearrangements    what they exchange
 structured_permutation    what they take of structured residuals
 own_permutation   the same of fits of which each has a design of its own
 summary           what a simulation study says of an estimator

@@ -27,7 +27,8 @@ from .labelled import dataset
 from .means import Functions
 from .moderated import ModeratedTests, moderate
 from .own_permutation import Source, own_permute
-from .permutation import Permutations, Scheme
+from .permutation import Permutations
+from .rearrangements import Scheme
 from .several import BatchTests, parse_several, term_hypotheses
 from .summary import Fits, StudySummary, summarise
 from .tests import BatchTest, t_columns

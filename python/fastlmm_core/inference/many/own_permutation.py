@@ -23,17 +23,8 @@ from ...support.seeds import Seed, key_of, stream
 from ...support.types import Array
 from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import check_estimable
-from .permutation import (
-    STACK,
-    Permutations,
-    Rearrangement,
-    Reduce,
-    block_codes,
-    check_scheme,
-    null_space,
-    permuted,
-    signs,
-)
+from .permutation import STACK, Permutations, Reduce, null_space, permuted
+from .rearrangements import Rearrangement, block_codes, check_scheme, signs
 
 if TYPE_CHECKING:
     from ...design.design import Design
