@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from .batch_result import BatchResult
     from .diagnostics.conditional_aic import ConditionalAIC
     from .diagnostics.context import ContextualEffect
+    from .diagnostics.design_effect import DesignEffect
     from .diagnostics.influence import Influence
     from .diagnostics.marginal import LeastVariance, MarginalCovariance
-    from .diagnostics.pooling import DesignEffect, Pooling
+    from .diagnostics.pooling import Pooling
     from .diagnostics.principal_components import PrincipalComponents
     from .estimation.fit import Fit
     from .estimation.model import Model
@@ -1280,7 +1281,7 @@ class LMMResult(Fit):
         0    1    162             0.26  3.26     0.00
         1    2    144             0.01  0.10     0.92
         """
-        from .diagnostics.assumptions import autocorrelation
+        from .diagnostics.autocorrelation import autocorrelation
 
         return autocorrelation(self, max_lag, time, factor)
 
@@ -1343,7 +1344,7 @@ class LMMResult(Fit):
         Intercept           1.612
         Days                1.552
         """
-        from .diagnostics.pooling import design_effect
+        from .diagnostics.design_effect import design_effect
 
         return design_effect(self)
 

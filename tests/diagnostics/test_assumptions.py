@@ -10,15 +10,10 @@ from scipy import stats
 
 import fastlmm_core as flc
 import fits
-from fastlmm_core.diagnostics.assumptions import (
-    autocorrelation,
-    leverage,
-    mahalanobis,
-    normal_scores,
-    residual_tests,
-    studentized_residuals,
-    subject_chi2,
-)
+from fastlmm_core.diagnostics.assumptions import mahalanobis, normal_scores, residual_tests, subject_chi2
+from fastlmm_core.diagnostics.autocorrelation import autocorrelation
+from fastlmm_core.diagnostics.leverage import leverage
+from fastlmm_core.diagnostics.studentized import studentized_residuals
 from fastlmm_core.errors import LMMError
 from several import KINDS, Study, covariance, noise
 

@@ -13,8 +13,9 @@ import fastlmm_core as flc
 import fits
 from fastlmm_core.covariance.parameters import Block
 from fastlmm_core.design.grouping import Codes, Factor, Grouping
+from fastlmm_core.diagnostics.design_effect import design_effect, effective_sample_size
 from fastlmm_core.diagnostics.marginal import icc_at, least_variance_time, marginal_covariance_at, random_rows
-from fastlmm_core.diagnostics.pooling import design_effect, effective_sample_size, pooling, population_map
+from fastlmm_core.diagnostics.pooling import pooling, population_map
 from several import Study, covariance, noise
 
 

@@ -1,4 +1,4 @@
-"""What grouping does to estimates: shrinkage of group coefficients, design effects, effective sample sizes.
+"""What grouping does to estimates: the coefficients of groups, shrunken towards those of the population.
 
 With A_i = Z_i'W_iZ_i, the group's own least-squares coefficients c_i have sampling covariance sigma^2 A_i^-1 around
 their true values, which have covariance G around the population's.  The partially pooled ones are the average
@@ -19,21 +19,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..estimation.whitening import by_residuals, whitened
+from ..estimation.whitening import by_residuals
 from ..support.arguments import checked
 from ..support.blas_threads import quiet_product
 from ..support.display import LINES, Cells, Shown, first_lines
 from ..support.text_tables import aligned_cells, significant_cell
 from ..support.types import Array
 from ..tables.columns import native_frame
-from .marginal import icc
+from .group_sums import conditional_covariances, conditioned_rows, fixed_rows, grams_of, sums_of
 
 if TYPE_CHECKING:
     from ..design.grouping import Factor, Grouping
     from ..estimation.fit import Fit
     from ..estimation.model import Model
 
-__all__ = ["DesignEffect", "Pooling", "design_effect", "effective_sample_size", "pooling", "population_map"]
+__all__ = ["Pooling", "pooling", "population_map"]
 
 
 IN_SPAN = 1e-9
@@ -144,80 +144,6 @@ class Pooling(Shown):
         yield f"Mean reliability: {reliable}"
 
 
-@checked
-@dataclass(frozen=True, repr=False)
-class DesignEffect(Shown):
-    """By what factor grouping multiplies the variances of estimates.
-
-    Attributes
-    ----------
-    icc : dict of str to float
-        By grouping factor: the intraclass correlation, averaged over the observations.
-    mean_size : dict of str to float
-        Observations per group.
-    kish : dict of str to float
-        1 + (mean_size - 1) icc (Kish 1965, Survey Sampling, ch. 5): exact for the mean where there is one factor,
-        groups are of one size and only the intercept varies.
-    mean : float
-        1'V1 / tr V: variance of the mean of all observations against independent ones with the same variances.
-    fixed_effects : (p,) Series, dict or array
-        Diagonals of (X'V^-1 X)^-1 over those of (X'D^-1 X)^-1 with D = diag(V): above 1 for what is
-        compared between groups, below 1 for what is compared within them.
-    effective_sample_size : float
-        See `effective_sample_size`.
-    """
-
-    icc: dict[str, float]
-    mean_size: dict[str, float]
-    kish: dict[str, float]
-    mean: float
-    fixed_effects: Any
-    effective_sample_size: float
-
-    def _shown(self) -> Iterator[str | Cells]:
-        rows = [
-            [name, f"{self.mean_size[name]:.1f}", f"{icc:.3f}", f"{self.kish[name]:.3f}"]
-            for name, icc in self.icc.items()
-        ]
-        yield f"Design effect of the mean {self.mean:.3f}, effective sample size {self.effective_sample_size:.1f}"
-        yield Cells(["", "Rows per level", "ICC", "Kish"], rows)
-        ratios = self.fixed_effects
-        if hasattr(ratios, "items"):
-            yield Cells(["", "Variance ratio"], [[str(name), f"{ratio:.3f}"] for name, ratio in ratios.items()])
-        else:
-            yield "Variance ratios of the fixed effects: " + ", ".join(f"{ratio:.3f}" for ratio in ratios)
-
-
-def _rows(model: Model, factor: Factor) -> tuple[Array, Array]:
-    """Well-conditioned rows of one factor's Z (n, q), and the map of their coefficients to those of Z."""
-    turn = model.problem.z_map[factor.columns, factor.columns]
-    return model.problem.conditioned_z(model.exog_re)[:, factor.columns], turn
-
-
-def _grams(rows: Array, weights: Array | None, grouping: Grouping) -> Array:
-    """Weighted sums of the outer products of the rows (n, q) over each group (m, q, q)."""
-    m, q = len(grouping.labels), rows.shape[1]
-    weighted = rows if weights is None else rows * weights[:, None]
-    out = np.empty((m, q, q))
-    for j in range(q):
-        for k in range(j + 1):
-            products = weighted[:, j] * rows[:, k]
-            out[:, j, k] = out[:, k, j] = np.bincount(grouping.index, weights=products, minlength=m)
-    return out
-
-
-def _sums(rows: Array, grouping: Grouping) -> Array:
-    """Sums of the rows (n, q) over each group (m, q)."""
-    m = len(grouping.labels)
-    return np.column_stack([np.bincount(grouping.index, weights=column, minlength=m) for column in rows.T])
-
-
-def _conditional(factor: Array, grams: Array) -> Array:
-    """M_i = Lambda (I + Lambda'A_iLambda)^-1 Lambda' (m, q, q)."""
-    inner = np.eye(len(factor)) + factor.T @ grams @ factor
-    return np.asarray(factor @ np.linalg.solve(inner, np.broadcast_to(factor.T, inner.shape)))
-
-
 def population_map(model: Model, factor: Factor | None = None) -> Array:
     """T (q, p) with Z T[:, k] = X[:, k] for the columns of X that are combinations of those of Z, 0 for the others.
 
@@ -236,7 +162,7 @@ def population_map(model: Model, factor: Factor | None = None) -> Array:
     """
     factor = model.factors[0] if factor is None else factor
     X, Z = model.exog, model.exog_re[:, factor.columns]
-    rows, turn = _rows(model, factor)
+    rows, turn = conditioned_rows(model, factor)
     gram = rows.T @ rows
     out = np.zeros((Z.shape[1], X.shape[1]))
     for k, column in enumerate(X.T):
@@ -268,16 +194,10 @@ def _own(rest: Array, rows: Array, grams: Array, grouping: Grouping) -> Array:
     out[exists] = 0.0
     left = rest
     for _ in range(2):  # the second time takes out what rounding has left
-        cross = _sums(rows * left[:, None], grouping)
+        cross = sums_of(rows * left[:, None], grouping)
         out[exists] += np.linalg.solve(grams[exists], cross[exists][:, :, None])[:, :, 0]
         left = rest - np.einsum("ij,ij->i", rows, np.nan_to_num(out)[grouping.index])
     return out
-
-
-def _fixed_rows(model: Model) -> Array:
-    """Well-conditioned rows of the columns of X that were kept (n, r); x_map takes their coefficients to those of X."""
-    problem = model.problem
-    return problem.conditioned_x(model.exog) if len(model.factors) == 1 else model.exog @ problem.x_map
 
 
 def _least_squares(result: Fit) -> Array:
@@ -289,7 +209,7 @@ def _least_squares(result: Fit) -> Array:
     rest = model.endog - quiet_product(model.exog, problem.beta_base)
     if model.offset is not None:
         rest = rest - model.offset
-    columns = _by_noise(result, np.column_stack([_fixed_rows(model), rest]))
+    columns = _by_noise(result, np.column_stack([fixed_rows(model), rest]))
     step = np.linalg.lstsq(columns[:, :-1], columns[:, -1], rcond=None)[0]
     return np.asarray(problem.beta_base + problem.x_map @ step)
 
@@ -358,9 +278,9 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
     chosen = np.arange(columns.start, columns.stop) - factor.start
     to_z = population_map(model, factor)
     population = to_z @ np.nan_to_num(result.beta)
-    rows, turn = _rows(model, factor)
+    rows, turn = conditioned_rows(model, factor)
     rows = _by_noise(result, rows)
-    grams = _grams(rows, None, grouping)
+    grams = grams_of(rows, None, grouping)
     exists = _exists(grams, grouping)
     of_response = None
     if model.has_response:
@@ -376,7 +296,7 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
     half = np.linalg.solve(np.linalg.cholesky(grams[exists]), np.broadcast_to(turn.T, grams[exists].shape))
     noise[exists] = result.sigma2 * np.sum(half**2, axis=1)
     variance = np.diag(result.covariance)[part]
-    shares = _conditional(result.optimum.factor[part, part], grams) @ grams
+    shares = conditional_covariances(result.optimum.factor[part, part], grams) @ grams
     shrinkage = turn @ shares @ np.linalg.inv(turn)
     return Pooling(
         names=tuple(result.effect_names[columns]),
@@ -388,126 +308,4 @@ def pooling(result: Fit, term: str | None = None) -> Pooling:
         reliability=(variance / (variance + noise))[:, chosen],
         _library=model.library,
         _of_response=of_response,
-    )
-
-
-def _variances(result: Fit) -> Array:
-    """Diagonal of V / sigma^2 (n,)."""
-    model = result.model
-    if model.residual is not None:
-        out = result.residual_variances / result.sigma2
-    else:
-        out = np.ones(model.nobs) if model.weights is None else 1.0 / model.weights
-    for factor in model.factors if model.structure.q else ():
-        rows, _ = _rows(model, factor)
-        turned = rows @ result.optimum.factor[factor.columns, factor.columns]
-        out += np.einsum("ij,ij->i", turned, turned)
-    return out
-
-
-def effective_sample_size(result: Fit) -> float:
-    """How many independent observations tell as much of a common mean as the correlated ones do.
-
-    1'R^-1 1 with R the marginal correlation matrix, a sum over groups where there is one grouping factor (Faes et al.
-    2009, American Statistician 63, 389-399).
-
-    Parameters
-    ----------
-    result : LMMResult
-
-    Returns
-    -------
-    float
-
-    Examples
-    --------
-    >>> import fastlmm_core as flc
-    >>> from fastlmm_core.diagnostics.pooling import effective_sample_size
-    >>> fit = flc.lmm("Reaction ~ Days + (Days | Subject)", flc.datasets.load("sleepstudy")).fit()
-    >>> round(effective_sample_size(fit), 1)
-    31.4
-    """
-    model, weights = result.model, result.model.weights
-    sd = np.sqrt(_variances(result))
-    if model.residual is not None:
-        return float(np.sum(whitened(result, result.sigma * sd) ** 2))
-    weighted = sd if weights is None else sd * weights
-    if len(model.factors) > 1:
-        return float(sd @ weighted - _crossed_part(result, weighted))
-    rows, _ = _rows(model, model.factors[0])
-    cross = _sums(rows * weighted[:, None], model.grouping)
-    inner = _conditional(result.optimum.factor, _grams(rows, weights, model.grouping))
-    return float(sd @ weighted - np.einsum("ij,ijk,ik->", cross, inner, cross))
-
-
-def _crossed_part(result: Fit, weighted: Array) -> float:
-    """c'(I + Lambda'Z'WZLambda)^-1 c, c = Lambda'Z'W s, over all levels of several factors."""
-    from scipy.sparse import csc_array, diags_array, eye_array, hstack
-    from scipy.sparse.linalg import spsolve
-
-    model = result.model
-    parts = []
-    for factor in model.factors:
-        rows, _ = _rows(model, factor)
-        turned = rows @ result.optimum.factor[factor.columns, factor.columns]
-        m, q = len(factor.grouping.labels), turned.shape[1]
-        places = factor.grouping.index[:, None] * q + np.arange(q)
-        indices = (np.repeat(np.arange(model.nobs), q), places.ravel())
-        parts.append(csc_array((turned.ravel(), indices), shape=(model.nobs, m * q)))
-    Z = hstack(parts, format="csc")
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
-    scaled: Any = diags_array(root) @ Z
-    cross = Z.T @ weighted
-    solved: Any = spsolve(csc_array(eye_array(Z.shape[1]) + scaled.T @ scaled), cross)
-    return float(cross @ solved)
-
-
-def _of_residuals(result: Fit) -> float:
-    """Variance of the sum of all residuals, relative to sigma^2."""
-    model, part = result.model, result.model.residual
-    if part is None:
-        return float(model.nobs) if model.weights is None else float(np.sum(1.0 / model.weights))
-    root = np.ones(model.nobs) if model.weights is None else 1.0 / np.sqrt(model.weights)
-    out = 0.0
-    for own, where, members in part.alike():
-        mine = root[members]
-        out += float(np.sum((mine @ own.matrix(result.phi, where)) * mine))
-    return out
-
-
-def design_effect(result: Fit) -> DesignEffect:
-    """Design effects of the grouping, for the mean and for each fixed effect.
-
-    Parameters
-    ----------
-    result : LMMResult
-
-    Returns
-    -------
-    DesignEffect
-    """
-    model, problem = result.model, result.model.problem
-    variances = _variances(result)
-    of_sum = _of_residuals(result)
-    for factor in model.factors if model.structure.q else ():
-        rows, _ = _rows(model, factor)
-        of_sum += float(
-            np.sum((_sums(rows, factor.grouping) @ result.optimum.factor[factor.columns, factor.columns]) ** 2)
-        )
-    scaled = _fixed_rows(model) / np.sqrt(variances)[:, None]
-    root = np.asarray(np.linalg.qr(scaled, mode="r"), dtype=np.float64)
-    half = np.linalg.solve(root.T, problem.x_map.T)
-    independent = result.sigma2 * np.sum(half**2, axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.diag(result.cov) / independent
-    found = icc(result) if model.structure.q else {}
-    shares = dict(found) if isinstance(found, dict) else {model.grouping.name: float(found)}
-    size = {f.grouping.name: model.nobs / len(f.grouping.labels) for f in model.factors}
-    return DesignEffect(
-        icc=shares,
-        mean_size=size,
-        kish={name: 1.0 + (size[name] - 1.0) * shares[name] for name in shares},
-        mean=of_sum / float(variances.sum()),
-        fixed_effects=result.model.labelled(ratio),
-        effective_sample_size=effective_sample_size(result),
     )
