@@ -7,7 +7,7 @@ For a row (x, z) and random effects b of all levels with cross-products A = Z'Z 
     error of x'beta^ + z'b^ has variance sigma^2 (d'H^-1 d + z'M z),  d = x - X'Z M z
 
 (Henderson 1975, Biometrics 31, eq. 3 and 5), in the conditioned coordinates of the problem.  With one grouping factor
-A and M fall apart into groups; with several the root of M comes from posterior.py.
+A and M fall apart into groups; with several the root of M comes from `conditional`.
 
 The variance of a prediction, with that of a new observation where one is predicted, is a function sigma^2 v of the
 variance parameters, whose degrees of freedom follow by the delta method as in `information` (Satterthwaite; for
@@ -23,19 +23,17 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..covariance.parameters import vech_positions
-from ..engines.one_factor.problem import OneFactorProblem, one_factor
-from ..engines.protocol import Problem
 from ..errors import LMMError
 from ..estimation.information import moments
 from ..inference.means.response import response_scale
 from ..inference.options import MOMENT_DDF, check_options, known_df
-from ..inference.wald import undetermined, why_undetermined
+from ..inference.wald import why_undetermined
 from ..support.arguments import outside
 from ..support.blas_threads import quiet_product
 from ..support.checks import check_level, row_values
@@ -45,15 +43,22 @@ from ..support.types import Array, Index
 from ..tables.columns import first_rows
 from ..tables.lazy import collected
 from ..tables.rows import CallerRows, rows_of_table
-from .conditional import posterior_of
 from .gaps import complete
+from .given_data import (
+    Conditional,
+    conditioned_rows,
+    conditioned_x,
+    lost_columns,
+    observed_rows,
+    of_one_factor,
+    of_several_factors,
+)
 from .kept_effects import given_effects, places_of_given, values_of_given
-from .new_rows import NewRows, chosen_factors, read_rows, refuse_unseen, some_of
+from .new_rows import NewRows, chosen_factors, read_rows
 from .one_factor import LEAST_DF, OneFactorEffects, least_stratum, of_estimation, solved
 from .structured_rows import Asked, structured_rows
 
 if TYPE_CHECKING:
-    from ..design.grouping import Grouping
     from ..estimation.fit import Fit
     from ..estimation.model import Model
 
@@ -85,48 +90,6 @@ class Predicted(NamedTuple):
     std_error: Array | None = None
     df: Array | None = None
     lost: NDArray[np.bool_] | None = None
-
-
-class _Conditional(Protocol):
-    """b given y."""
-
-    def at(self, Z: list[Array], levels: list[Index]) -> tuple[Array, Array]:
-        """z'M Z'[X_o, (y - X beta) / scale] (n, r + 1) and z'Mz (n,) for rows z in conditioned coordinates."""
-        ...
-
-
-def _unpack_raw(result: Fit, positions: Index) -> tuple[Array, Array]:
-    """A (g, q, q) and Z'[X y_res] (g, q, p+1) of known groups in conditioned coordinates."""
-    problem = one_factor(result.model.problem)
-    q, k = problem.structure.q, problem.rank + 1
-    lines = problem.raw[positions]
-    lower = np.zeros((len(lines), q, q))
-    rows, columns = np.tril_indices(q)
-    lower[:, rows, columns] = lines[:, : len(rows)]
-    lower[:, columns, rows] = lines[:, : len(rows)]
-    cross = lines[:, len(rows) : len(rows) + q * k].reshape(-1, q, k)
-    turn = problem.z_transform
-    return turn.T @ lower @ turn, turn.T @ cross @ problem.xy_transform
-
-
-def _observed_cross(result: Fit, rows: NewRows) -> tuple[dict[Any, int], Array, Array]:
-    """The same for subjects given by a few observations."""
-    problem = one_factor(result.model.problem)
-    assert rows.Z is not None and rows.y is not None
-    w = np.ones(len(rows.y)) if rows.weights is None else rows.weights
-    z = _conditioned_z(problem, rows.Z)
-    stated = result.stated is not None
-    base = quiet_product(rows.X, np.nan_to_num(result.beta) if stated else problem.beta_base)
-    base = base if rows.offset is None else base + rows.offset
-    # stated coefficients are known of columns, too, that the rows of the design do not tell
-    x = np.zeros((len(base), problem.rank)) if stated else _conditioned_x(problem, rows.X)
-    xy = np.column_stack([x, (rows.y - base) / problem.scale])
-    labels, index = rows.distinct(result.model.grouping)
-    A = np.zeros((len(labels), z.shape[1], z.shape[1]))
-    C = np.zeros((len(labels), z.shape[1], xy.shape[1]))
-    np.add.at(A, index, w[:, None, None] * z[:, :, None] * z[:, None, :])
-    np.add.at(C, index, w[:, None, None] * z[:, :, None] * xy[:, None, :])
-    return {label: i for i, label in enumerate(labels.tolist())}, A, C
 
 
 def prediction(
@@ -216,7 +179,7 @@ def predicted(
     if weights is not None:
         weights = row_values(rows.caller.values(weights, "weights"), "weights", len(rows.X), True)
     mean = quiet_product(rows.X, np.nan_to_num(result.beta))
-    lost = None if rows.of_fit else _undetermined(result, rows.X)
+    lost = None if rows.of_fit else lost_columns(result, rows.X)
     if lost is not None and lost.any():
         mean[lost.any(axis=1)] = np.nan
     else:
@@ -226,7 +189,7 @@ def predicted(
     if result.stated is not None and ddf in ("kenward-roger", "residual"):
         raise LMMError(f"ddf={ddf!r} is for estimates: stated parameters are taken as known; leave ddf out")
     levels = [np.full(len(mean), -1, dtype=np.intp) for _ in every]
-    conditional: _Conditional | None = None
+    conditional: Conditional | None = None
     if given is not None:
         levels = places_of_given(model, rows, given, new_levels)
     if structured:
@@ -243,9 +206,9 @@ def predicted(
         )
         return _structured(result, rows, asked, mean, lost, observed, given, levels)
     if given is None and chosen:
-        finder = _one_factor if len(every) == 1 else _several_factors
+        finder = of_one_factor if len(every) == 1 else of_several_factors
         levels, conditional = finder(result, rows, chosen, observed, new_levels, interval is not None)
-    z = [] if rows.Z is None else _conditioned(model, rows.Z)
+    z = [] if rows.Z is None else conditioned_rows(model, rows.Z)
     if conditional is not None:
         carried, variance = conditional.at(z, levels)
         mean = mean + problem.scale * carried[:, -1]
@@ -259,7 +222,7 @@ def predicted(
     # stated coefficients have no error
     whitened = np.zeros((len(mean), problem.rank))
     if result.stated is None:
-        direction = _conditioned_x(problem, rows.X)
+        direction = conditioned_x(problem, rows.X)
         whitened = solved(result.solution.chol, direction if conditional is None else direction - carried[:, :-1])
     variance = variance + np.einsum("ij,ij->i", whitened, whitened)
     # rows of Z for levels without observations, whose whole variance counts for a new observation
@@ -319,10 +282,10 @@ def _structured(
     extra = None
     if observed is not None and (asked.chosen or asked.all_told):
         names = tuple(f.grouping.name for f in model.factors) if model.structure.q else ()
-        extra = observed, _observed_rows(result, observed, names)
+        extra = observed, observed_rows(result, observed, names)
     elif asked.interval is None and not asked.chosen and not asked.all_told:
         return Predicted(rows.caller, mean, lost=lost)
-    add, error, df = structured_rows(result, rows, asked, extra, partial(_conditioned_x, model.problem))
+    add, error, df = structured_rows(result, rows, asked, extra, partial(conditioned_x, model.problem))
     mean = mean + add
     if error is None or df is None:
         return Predicted(rows.caller, mean, lost=lost)
@@ -337,7 +300,7 @@ def _estimable(rows: NewRows, mean: Array, error: Array, df: Array, lost: NDArra
 
 def _freedom(
     result: Fit, whitened: Array, variance: Array, fresh: Array, z: list[Array], levels: list[Index],
-    conditional: _Conditional | None, asked: tuple[str, str],
+    conditional: Conditional | None, asked: tuple[str, str],
 ) -> tuple[Array, Array]:  # fmt: skip
     """Variances relative to sigma^2, which Kenward and Roger's method adjusts, and their degrees of freedom (n,).
 
@@ -393,31 +356,6 @@ def _freedom(
     return variance + adjusted, df
 
 
-def _conditioned_x(problem: Problem, X: Array) -> Array:
-    """New rows of X in the coordinates of the problem (n, r)."""
-    return _linear(problem.conditioned_x(X), X, problem.x_map)
-
-
-def _conditioned_z(problem: OneFactorProblem, Z: Array) -> Array:
-    """New rows of Z in the coordinates of the problem (n, q)."""
-    return _linear(problem.conditioned_z(Z), Z, problem.z_map)
-
-
-def _linear(shifted: Array, rows: Array, to_problem: Array) -> Array:
-    """Rows times a matrix; `shifted` has more digits, but takes what was constant in the fit for constant."""
-    product = rows @ to_problem
-    apart = np.abs(product - shifted) > 1e-6 * (np.abs(rows) @ np.abs(to_problem))
-    return np.where(apart.any(axis=1, keepdims=True), product, shifted)
-
-
-def _conditioned(model: Model, Z: Array) -> list[Array]:
-    """Rows of each factor in conditioned coordinates."""
-    problem = model.problem
-    if len(model.factors) == 1:
-        return [_conditioned_z(one_factor(problem), Z)]
-    return [Z[:, f.columns] @ problem.z_map[f.columns, f.columns] for f in model.factors]
-
-
 def _effects_part(model: Model, rows: NewRows, levels: list[Index], values: tuple[Array, ...]) -> Array:
     """Z b of the levels found."""
     assert rows.Z is not None
@@ -426,103 +364,3 @@ def _effects_part(model: Model, rows: NewRows, levels: list[Index], values: tupl
         own = np.einsum("ij,ij->i", rows.Z[:, f.columns], b[position])
         out += np.where(position >= 0, own, 0.0)
     return out
-
-
-def _one_factor(
-    result: Fit, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
-) -> tuple[list[Index], _Conditional | None]:
-    """Position of each row's group among the cross-products returned (-1 for the population), and these."""
-    model = result.model
-    name = model.grouping.name
-    labels, index = rows.distinct(model.grouping)
-    where = _known(model, model.grouping, labels)
-    position = np.full(len(labels), -1, dtype=np.intp)
-    parts: list[tuple[Array, Array]] = []
-    count = int((where >= 0).sum())
-    position[where >= 0] = np.arange(count)
-    if count:
-        parts.append(_unpack_raw(result, where[where >= 0]))
-    if observed is not None:
-        extra = _observed_rows(result, observed, (name,))
-        found, A, C = _observed_cross(result, extra)
-        clash = [label for label, at in zip(labels.tolist(), where, strict=True) if at >= 0 and label in found]
-        if clash:
-            raise LMMError(
-                f"observed has the levels {some_of(clash)} that the model was fitted to; "
-                f"give observations of new levels of {name} only"
-            )
-        for i, label in enumerate(labels.tolist()):
-            if position[i] < 0 and label in found:
-                position[i] = count + found[label]
-        parts.append((A, C))
-    if new_levels == "error":
-        refuse_unseen(model, [label for i, label in enumerate(labels.tolist()) if position[i] < 0], name)
-    if not parts:
-        return [position[index]], None
-    A, C = (np.concatenate(both) for both in zip(*parts, strict=True))
-    return [position[index]], OneFactorEffects(result.optimum.factor, A, C, result.solution.beta, count)
-
-
-def _several_factors(
-    result: Fit, rows: NewRows, chosen: tuple[str, ...], observed: Any, new_levels: str, intervals: bool
-) -> tuple[list[Index], _Conditional | None]:
-    """Level of each row in each factor (-1 for none), and the random effects given the data where that is needed."""
-    model: Any = result.model
-    more = None
-    extra_labels: dict[str, dict[Any, int]] = {}
-    if observed is not None:
-        every = tuple(f.grouping.name for f in model.factors)
-        extra = _observed_rows(result, observed, every)
-        assert extra.y is not None and extra.Z is not None
-        if extra.offset is None and model.offset is not None:
-            raise LMMError("the model has an offset: give that of the observed rows in observed (0 for none)")
-        codes = []
-        for f in model.factors:
-            name = f.grouping.name
-            labels, index = extra.distinct(f.grouping)
-            at = _known(model, f.grouping, labels)
-            fresh = np.flatnonzero(at < 0)
-            at[fresh] = len(f.grouping.labels) + np.arange(len(fresh))
-            extra_labels[name] = dict(zip(labels[fresh].tolist(), at[fresh].tolist(), strict=True))
-            codes.append(at[index])
-        rest = extra.y - extra.X @ np.nan_to_num(result.beta)
-        if extra.offset is not None:
-            rest = rest - extra.offset
-        w = np.ones(len(rest)) if extra.weights is None else extra.weights
-        more = (_conditioned_x(model.problem, extra.X), extra.Z, codes, rest, w)
-    levels = []
-    for f in model.factors:
-        name = f.grouping.name
-        if name not in chosen:
-            levels.append(np.full(len(rows.X), -1, dtype=np.intp))
-            continue
-        labels, index = rows.distinct(f.grouping)
-        at = _known(model, f.grouping, labels)
-        for i in np.flatnonzero(at < 0):
-            at[i] = extra_labels.get(name, {}).get(labels[i : i + 1].tolist()[0], -1)
-        if new_levels == "error":
-            refuse_unseen(model, labels[at < 0].tolist(), name)
-        levels.append(at[index])
-    # without new data the BLUPs of the fit serve
-    return levels, posterior_of(result, more) if intervals or more is not None else None
-
-
-def _undetermined(result: Fit, X: Array) -> NDArray[np.bool_] | None:
-    """`undetermined`, None where all coefficients are known."""
-    return undetermined(result.model, X) if np.isnan(result.beta).any() else None
-
-
-def _observed_rows(result: Fit, observed: Any, factors: tuple[str, ...]) -> NewRows:
-    """Observations of new levels, of which the means must be known."""
-    model = result.model
-    rows = read_rows(model, observed, "observed", factors, factors, response=True)
-    lost = _undetermined(result, rows.X)
-    if lost is not None and lost.any():
-        where = first_rows(np.flatnonzero(lost.any(axis=1)))
-        raise LMMError(f"observed: {where} cannot be used: {why_undetermined(model, lost)}; leave these rows out")
-    return rows
-
-
-def _known(model: Model, grouping: Grouping, labels: NDArray[Any]) -> Index:
-    """Positions of the levels of which the model has data, -1 for others: for all where there is no response."""
-    return grouping.locate(labels) if model.has_response else np.full(len(labels), -1, dtype=np.intp)
