@@ -1,6 +1,7 @@
 """The caller's tables.
 
 columns     pandas, polars, pyarrow and dicts behind one `Table`; results back in the caller's library
+storage     what the columns of each library hold: numbers, text, categories
 files       CSV and Parquet
 lazy        lazy frames, relations of DuckDB, streams of Arrow
 labels      labels to codes, and back

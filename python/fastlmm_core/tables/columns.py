@@ -9,19 +9,32 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..support.checks import exact_floats, object_floats
+from ..support.checks import exact_floats
 from ..support.numerals import Numerals, first_other, numerals
 from .alignment import index_of, shared_index
-from .labels import arrow_text_codes, arrow_text_slots, in_order, integer_codes, label_array, label_codes
+from .labels import arrow_text_slots, integer_codes, label_codes
 from .lazy import collected
+from .storage import (
+    arrow_nulls,
+    as_numbers,
+    declared_levels,
+    encode_labels,
+    from_sequence,
+    has_categories,
+    is_arrow_text,
+    is_instance,
+    is_text,
+    library_of,
+    numbers_from_objects,
+    whole,
+)
 
 if TYPE_CHECKING:
     from ..kernels.reading import TextTable
@@ -67,11 +80,11 @@ class Table:
         self._labels: tuple[Any, str] | None = None
         if isinstance(data, Mapping):
             self.library = "dict"
-        elif _is_instance(data, "pandas", "DataFrame"):
+        elif is_instance(data, "pandas", "DataFrame"):
             self.library, self._names, self._n_rows = "pandas", data.columns, len(data)
-        elif _is_instance(data, "polars", "DataFrame"):
+        elif is_instance(data, "polars", "DataFrame"):
             self.library, self._names, self._n_rows = "polars", data.columns, data.height
-        elif _is_instance(data, "pyarrow", "Table", "RecordBatch"):
+        elif is_instance(data, "pyarrow", "Table", "RecordBatch"):
             self.library, self._names, self._n_rows = "pyarrow", data.schema.names, data.num_rows
         else:
             from ..support.words import TABLES
@@ -173,14 +186,14 @@ class Column:
         self.declared = False
         if isinstance(raw, np.ma.MaskedArray):
             raw = np.asarray(raw.tolist(), dtype=object)  # None where masked
-        elif not isinstance(raw, np.ndarray) and _library_of(raw) is None:
-            raw = _from_sequence(raw, title)
+        elif not isinstance(raw, np.ndarray) and library_of(raw) is None:
+            raw = from_sequence(raw, title)
         if getattr(raw, "ndim", 1) != 1:
             raise LMMError(f"{title} has {raw.ndim} dimensions; give a one-dimensional array.")
         self.raw: Any = raw
         if getattr(getattr(raw, "dtype", None), "kind", "") == "c":
             raise LMMError(f"{title} holds complex numbers; give its real part, imaginary part or modulus.")
-        numbers = _as_numbers(raw)
+        numbers = as_numbers(raw)
         self.number: Array | None = None if numbers is None else numbers[0]
         self._null: Array | None = None if numbers is None else numbers[1]
         self._encoded: tuple[Array, Array] | None = None
@@ -196,12 +209,12 @@ class Column:
     @property
     def is_category(self) -> bool:
         """Whether the column declares its categories and their order."""
-        return _has_categories(self.raw)
+        return has_categories(self.raw)
 
     def settle(self) -> Column:
         """Take an object column whose values are all numbers for what it is: a numeric column."""
         if self.number is None and self.dtype == "object":
-            numbers = _numbers_from_objects(self.raw, self.title)
+            numbers = numbers_from_objects(self.raw, self.title)
             if numbers is not None:
                 self.number, self._null = numbers
         return self
@@ -210,8 +223,8 @@ class Column:
         """Mask of the missing values (None when there are none); infinite values are refused here."""
         null, values = self._null, self.number
         if values is None:
-            if _is_arrow_text(self.raw):
-                return _arrow_nulls(self.raw)
+            if is_arrow_text(self.raw):
+                return arrow_nulls(self.raw)
             codes = self._encode()[0]
             return codes < 0 if len(codes) and codes.min() < 0 else None
         if values.dtype.kind == "f":
@@ -248,7 +261,7 @@ class Column:
 
     def label_codes(self, rows: Array | None) -> tuple[Array, Array]:
         """Codes of the labels in `rows` (None: all) and the labels, in any order; text of pyarrow is not sorted."""
-        if self._encoded is not None or not _is_arrow_text(self.raw):
+        if self._encoded is not None or not is_arrow_text(self.raw):
             return self.codes(rows)
         encoded = self.raw.dictionary_encode()
         if hasattr(encoded, "combine_chunks"):
@@ -262,13 +275,13 @@ class Column:
 
     def text_slots(self, table: TextTable, rows: Array | None) -> NDArray[np.int64] | None:
         """The slots in a table of the labels in `rows` (None: all), none missing; None for all but text of pyarrow."""
-        if self._encoded is not None or not _is_arrow_text(self.raw):
+        if self._encoded is not None or not is_arrow_text(self.raw):
             return None
-        return arrow_text_slots(_whole(self.raw), table, rows)
+        return arrow_text_slots(whole(self.raw), table, rows)
 
     def numerals(self) -> Numerals | None:
         """What the values of a column of text are, where nearly all of them are numbers; None for all other columns."""
-        if self.number is not None or not _is_text(self.raw):
+        if self.number is not None or not is_text(self.raw):
             return None
         try:
             codes, labels = self._encode()
@@ -287,7 +300,7 @@ class Column:
 
     def unused(self, rows: Array | None) -> tuple[Any, ...]:
         """The levels that the column declares, or its encoding holds, but that no row of `rows` (None: all) has."""
-        declared = _declared_levels(self.raw)
+        declared = declared_levels(self.raw)
         if declared is None or self.declared:
             return ()
         used = set(self.codes(rows)[1].tolist())
@@ -308,7 +321,7 @@ class Column:
         raw = self.raw
         if isinstance(raw, np.ndarray) and raw.dtype.kind in "Mm":
             return raw if rows is None else raw[rows]
-        if _library_of(raw) == "pandas" and getattr(raw.dtype, "kind", "O") in "Mm":
+        if library_of(raw) == "pandas" and getattr(raw.dtype, "kind", "O") in "Mm":
             return raw.array if rows is None else raw.array[rows]
         codes, labels = self.codes(rows)
         if self.declared and self.is_category:
@@ -335,7 +348,7 @@ class Column:
     def _encode(self) -> tuple[Array, Array]:
         """Codes (-1 where missing) and sorted labels of a column that is not numeric."""
         if self._encoded is None:
-            self._encoded = _encode_labels(self.raw, self.title)
+            self._encoded = encode_labels(self.raw, self.title)
         return self._encoded
 
 
@@ -348,191 +361,3 @@ def native_frame(library: str, columns: Mapping[str, Any], index: Any = None) ->
     if library == "pandas":
         return importlib.import_module("pandas").DataFrame(dict(columns), index=index)
     return importlib.import_module(library).DataFrame(dict(columns))
-
-
-def _is_instance(value: Any, library: str, *names: str) -> bool:
-    """Whether `value` is an instance of a class of `library`, which is not imported for the question."""
-    module = sys.modules.get(library)
-    return module is not None and isinstance(value, tuple(getattr(module, name) for name in names))
-
-
-def _library_of(raw: Any) -> str | None:
-    """Library of a series, None for anything that is not one."""
-    root = type(raw).__module__.partition(".")[0]
-    return root if root in ("pandas", "polars", "pyarrow") and hasattr(raw, "__len__") else None
-
-
-def _from_sequence(raw: Any, title: str) -> Array:
-    """Array of a list, tuple or any other array-like."""
-    if isinstance(raw, (str, bytes)) or not (isinstance(raw, Sequence) or hasattr(raw, "__array__")):
-        raise LMMError(f"{title} is a {type(raw).__name__}; give a one-dimensional array or list.")
-    try:
-        array = np.asarray(raw)
-    except Exception as error:  # whatever conversions may raise
-        raise LMMError(f"{title} is not a one-dimensional array: {error}.") from error
-    if array.dtype.kind in "US" and isinstance(raw, Sequence):
-        array = np.asarray(raw, dtype=object)  # numpy would have turned a missing value into the text 'nan'
-    return array
-
-
-def _is_text(raw: Any) -> bool:
-    """Whether a column holds text or objects, without a declaration that these are labels."""
-    library = _library_of(raw)
-    if library == "polars":
-        return str(raw.dtype) in ("String", "Object")
-    if library == "pyarrow":
-        return str(raw.type) in ("string", "large_string", "string_view")
-    return getattr(raw.dtype, "kind", "") in "OUST" and not _has_categories(raw)
-
-
-def _has_categories(raw: Any) -> bool:
-    library = _library_of(raw)
-    if library == "pandas":
-        return hasattr(raw.dtype, "categories")
-    if library == "polars":
-        return str(raw.dtype).startswith("Enum")
-    if library != "pyarrow" or not hasattr(raw.type, "index_type"):
-        return False
-    # an encoding of text that does not declare an order is text; of anything else it says that these are labels
-    return raw.type.ordered or str(raw.type.value_type) not in ("string", "large_string", "string_view")
-
-
-def _is_arrow_text(raw: Any) -> bool:
-    """Whether a column of pyarrow holds text as such, without a dictionary."""
-    return _library_of(raw) == "pyarrow" and str(raw.type) in ("string", "large_string")
-
-
-def _arrow_nulls(raw: Any) -> Array | None:
-    """Mask of the nulls of a column of pyarrow, None where there are none."""
-    found: Array | None = raw.is_null().to_numpy(zero_copy_only=False) if raw.null_count else None
-    return found
-
-
-def _declared_levels(raw: Any) -> list[Any] | None:
-    """The levels that the type of a series lists, in its order; None for types that list none."""
-    library = _library_of(raw)
-    if library == "pyarrow" and hasattr(raw.type, "index_type"):
-        levels: list[Any] = _arrow_codes(raw)[1].tolist()
-        return levels
-    return _encode_labels(raw, "")[1].tolist() if _has_categories(raw) else None
-
-
-def _as_numbers(raw: Any) -> tuple[Array, Array | None] | None:
-    """Values and mask of nulls of a column whose dtype is numeric or boolean, None for other dtypes."""
-    if isinstance(raw, np.ndarray):
-        return (raw, None) if raw.dtype.kind in "iufb" else None
-    null: Any = None
-    library = _library_of(raw)
-    if library == "pandas":
-        if isinstance(raw.dtype, np.dtype):
-            return _as_numbers(raw.to_numpy())
-        kind = getattr(raw.dtype, "kind", "O")
-        if kind == "f":
-            return raw.to_numpy(dtype=np.float64, na_value=np.nan), None
-        if kind not in ("i", "u", "b"):
-            return None
-        null = np.asarray(raw.isna())
-        wanted = {"i": np.int64, "u": np.uint64, "b": np.bool_}[kind]
-        values = raw.to_numpy(dtype=wanted, na_value=wanted(0))
-        return values, null if null.any() else None
-    if library == "polars":
-        boolean = str(raw.dtype) == "Boolean"
-        if raw.dtype.is_decimal():
-            raw = raw.cast(importlib.import_module("polars").Float64)
-        if not (boolean or raw.dtype.is_numeric()):
-            return None
-        if raw.null_count():
-            null = raw.is_null().to_numpy()
-            raw = raw.fill_null(False if boolean else 0)
-        return raw.to_numpy(), null
-    types, compute = importlib.import_module("pyarrow.types"), importlib.import_module("pyarrow.compute")
-    if types.is_decimal(raw.type):
-        raw = compute.cast(raw, "float64")
-    boolean = types.is_boolean(raw.type)
-    if not (boolean or types.is_integer(raw.type) or types.is_floating(raw.type)):
-        return None
-    if raw.null_count:
-        null = compute.is_null(raw).to_numpy(zero_copy_only=False)
-        raw = compute.fill_null(raw, False if boolean else 0)
-    return raw.to_numpy(zero_copy_only=False), null
-
-
-def _numbers_from_objects(raw: Any, title: str) -> tuple[Array, Array | None] | None:
-    """Values and mask of nulls of an object column that holds numbers or booleans only, else None."""
-    import pandas as pd
-
-    kind = pd.api.types.infer_dtype(raw, skipna=True)
-    if kind not in ("integer", "floating", "mixed-integer-float", "decimal", "boolean"):
-        return None
-    null = np.asarray(pd.isna(raw))
-    values = np.where(null, 0, np.asarray(raw, dtype=object))
-    gaps = null if null.any() else None
-    wanted = {"integer": np.int64, "boolean": np.bool_}.get(kind)
-    try:
-        return values.astype(np.float64 if wanted is None else wanted), gaps
-    except OverflowError:  # integers beyond 64 bits
-        return object_floats(values, title), gaps
-
-
-def _encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
-    """Codes (-1 where missing) and labels: in the order of the categories where declared, sorted otherwise."""
-    library = _library_of(raw)
-    if library == "pyarrow":
-        types = importlib.import_module("pyarrow.types")
-        if types.is_dictionary(raw.type):
-            if raw.type.ordered:
-                return _arrow_codes(raw)
-            codes, labels = _arrow_codes(raw)
-            codes, used = integer_codes(codes)
-            gaps = int(len(used) > 0 and used[0] < 0)
-            return in_order(codes - gaps, labels[used[gaps:]], title)
-        if types.is_string(raw.type) or types.is_large_string(raw.type):
-            return arrow_text_codes(_whole(raw))
-        raw = raw.to_numpy(zero_copy_only=False)
-    elif library == "polars":
-        if _has_categories(raw):
-            codes = _signed(raw.to_physical())
-            return codes, label_array(raw.dtype.categories.to_list())
-        if str(raw.dtype) == "String" or str(raw.dtype).startswith("Categorical"):
-            return _encode_polars_text(raw, title)
-        raw = raw.to_numpy()
-    if library == "pandas" and _has_categories(raw):
-        categorical = raw.array if hasattr(raw, "array") else raw
-        return np.asarray(categorical.codes, dtype=np.intp), np.asarray(categorical.categories)
-    if library == "pandas" and isinstance(raw.dtype, importlib.import_module("pandas").StringDtype):
-        if raw.dtype.storage == "pyarrow":
-            return arrow_text_codes(_whole(importlib.import_module("pyarrow").array(raw)))
-        raw = raw.to_numpy(dtype=object)
-    elif library == "pandas" and raw.dtype == object:
-        raw = raw.to_numpy()
-    return label_codes(raw, title)
-
-
-def _whole(array: Any) -> Any:
-    """An array of pyarrow in one piece."""
-    return array.combine_chunks() if hasattr(array, "combine_chunks") else array
-
-
-def _arrow_codes(encoded: Any) -> tuple[Array, Array]:
-    """Codes (-1 where missing) and labels of a dictionary of pyarrow, as they stand."""
-    if hasattr(encoded, "combine_chunks"):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-    codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-    return codes.astype(np.intp), label_array(encoded.dictionary.to_pylist())
-
-
-def _encode_polars_text(raw: Any, title: str) -> tuple[Array, Array]:
-    physical = _signed(raw.cast(importlib.import_module("polars").Categorical).to_physical())
-    codes, used = integer_codes(physical)
-    row_of = np.empty(len(used), dtype=np.intp)
-    row_of[codes] = np.arange(len(codes))
-    labels = label_array(raw.gather(row_of).cast(importlib.import_module("polars").String).to_list())
-    if len(used) and used[0] < 0:
-        codes -= 1
-        labels = labels[1:]
-    return in_order(codes, labels, title)
-
-
-def _signed(physical: Any) -> Array:
-    """Codes of a polars series of physical values, nulls as -1."""
-    return np.asarray(physical.cast(importlib.import_module("polars").Int64).fill_null(-1).to_numpy())
