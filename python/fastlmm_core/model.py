@@ -610,6 +610,7 @@ def lmm(
     sigma : float, optional
         The residual standard deviation of an observation of weight 1, where it is known and not estimated.  For a
         meta-analysis of estimates with sampling variances v: ``weights=1/v, sigma=1``; a study may then have one row.
+        No sum of a plan depends on it.
     fallback : sequence of str, optional
         Names of structures to take for that of `residual`, in this order, where a fit is not certified.
     missing : {"drop", "raise", "pad"}
@@ -648,7 +649,7 @@ def lmm(
     """
     # told by their modules, which are then loaded: tables do without them
     if source is not None or type(data).__module__.startswith((f"{__package__}.streams.", "dask", "pyspark")):
-        structured = {"residual": residual, "variance": variance, "sigma": sigma, "fallback": fallback}
+        structured = {"residual": residual, "variance": variance, "fallback": fallback}
         for argument, value in structured.items():
             if value is not None:
                 raise LMMError(
@@ -656,7 +657,7 @@ def lmm(
                     "groups where all are too many: power() takes that fit, or a model that assume() states"
                 )
         with threads_for(n_jobs, inf):
-            return _streamed(formula, data, weights, offset, missing, source, client, buckets)
+            return _streamed(formula, data, (weights, offset, missing), source, client, buckets, sigma)
     if buckets is not None:
         raise LMMError("buckets is for a data frame of Dask: give one as data, or leave it out")
     if client is not None:
@@ -690,9 +691,9 @@ def lmm(
 
 
 def _streamed(
-    formula: Any, data: Any, weights: Any, offset: Any, missing: str, source: Any, client: Any, buckets: Any
+    formula: Any, data: Any, of_plan: tuple[Any, Any, str], source: Any, client: Any, buckets: Any, sigma: float | None
 ) -> LinearMixedModel:  # fmt: skip
-    """`lmm` of rows that are not held."""
+    """`lmm` of rows that are not held; `of_plan`: weights, offset and missing, which belong to a plan."""
     from .streams.cross_products import CrossProducts
     from .streams.dask import is_dask, plan_of_dask, reduce_dask
     from .streams.fitting import condition_plan, condition_source
@@ -700,13 +701,14 @@ def _streamed(
     from .streams.source import Scan, scan
     from .streams.spark import is_spark, plan_of_spark, reduce_spark
 
+    weights, offset, missing = of_plan
     if is_dask(data):
         if isinstance(formula, str):
             formula, weights, offset = plan_of_dask(formula, data, weights, offset, missing, {}, client), None, None
         if buckets is not None:
             from .streams.buckets import condition_buckets
 
-            found = condition_buckets(formula, data, client, buckets)
+            found = condition_buckets(formula, data, client, buckets, sigma)
             return LinearMixedModel.of_sums(found.design, found.problem)
         data = reduce_dask(formula, data, client)
     elif client is not None or buckets is not None:
@@ -719,7 +721,7 @@ def _streamed(
     if isinstance(formula, str):
         if source is not None or not isinstance(data, Scan):
             raise LMMError("source and sums belong to a plan: lmm(plan, total, source=...); to a formula, a scan")
-        found = condition_source(formula, data, weights, offset, missing)
+        found = condition_source(formula, data, weights, offset, missing, sigma)
     else:
         if not isinstance(formula, Plan):
             raise LMMError(f"formula is of type {type(formula).__name__!r}; give text, or what plan() returns")
@@ -732,7 +734,7 @@ def _streamed(
             )
         if weights is not None or offset is not None:
             raise LMMError("weights and offset belong to the plan: give them to plan()")
-        found = condition_plan(formula, data, None if source is None else scan(source))
+        found = condition_plan(formula, data, None if source is None else scan(source), sigma=sigma)
     return LinearMixedModel.of_sums(found.design, found.problem)
 
 

@@ -21,7 +21,7 @@ from .grouping import Codes, Factor, Grouping, group_codes
 from .residual import ResidualPart
 from .terms import RandomPart
 
-__all__ = ["Design", "Source", "Specification"]
+__all__ = ["Design", "Source", "Specification", "check_sigma"]
 
 
 class Specification(Protocol):
@@ -249,7 +249,9 @@ class Design:
                 f"weights must be positive (first other: {self.weights[row]} at row {row}); remove such rows"
             )
         if self.sigma is not None:
-            self._check_sigma()
+            check_sigma(self.sigma, self.structure)
+            if self.residual is not None:
+                raise LMMError(f"sigma is for independent residuals, and these have the structure {self.residual.term}")
         if not given:
             self._check_estimable(n)
         object.__setattr__(self, "_checked", asked)
@@ -264,19 +266,6 @@ class Design:
                 )
         if n <= self.exog.shape[1]:
             raise LMMError(f"there are {n} observations for {self.exog.shape[1]} fixed effects; use fewer columns in X")
-
-    def _check_sigma(self) -> None:
-        """Refuse a known residual standard deviation that is none, or beside which more than G would be estimated."""
-        assert self.sigma is not None
-        if not (0.0 < self.sigma < np.inf):
-            raise LMMError(
-                f"sigma={self.sigma!r} must be a positive number, the residual standard deviation; variances v of the "
-                "rows are given as weights=1/v with sigma=1"
-            )
-        if self.residual is not None:
-            raise LMMError(f"sigma is for independent residuals, and these have the structure {self.residual.term}")
-        if self.structure.restricted:
-            raise LMMError("sigma is for free variances and covariances of random effects: use us() or diag()")
 
     # ---- the random part -----------------------------------------------------------------------
 
@@ -435,6 +424,22 @@ class Design:
     def with_random(self, random: RandomPart) -> Design:
         """The design with other random effects; from arrays, as no formula makes them."""
         return replace(self, random=random, spec=None, groupings=None)
+
+
+def check_sigma(sigma: float, structure: CovarianceStructure) -> None:
+    """Refuse a known residual standard deviation that is none, or beside which G is not free.
+
+    Raises
+    ------
+    LMMError
+    """
+    if not (0.0 < sigma < np.inf):
+        raise LMMError(
+            f"sigma={sigma!r} must be a positive number, the residual standard deviation; variances v of the rows are "
+            "given as weights=1/v with sigma=1"
+        )
+    if structure.restricted:
+        raise LMMError("sigma is for free variances and covariances of random effects: use us() or diag()")
 
 
 def _occurrences(rows: NDArray[np.intp]) -> NDArray[np.intp]:

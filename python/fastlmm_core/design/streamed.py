@@ -135,7 +135,7 @@ class StreamedDesign(Design):
                 "data is missing: the rows of this model were read in pieces and summed, not held; give data=, or fit "
                 "another formula to the source, lmm(formula, source)"
             )
-        return Source(data, {"weights": self.recipe.weights, "offset": self.recipe.offset})
+        return Source(data, {"weights": self.recipe.weights, "offset": self.recipe.offset, "sigma": self.sigma})
 
     def rows(self, rows: Any, levels: Any = None) -> NoReturn:
         """Refuse a design of some of the rows."""

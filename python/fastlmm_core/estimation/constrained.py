@@ -8,6 +8,7 @@ from ..engines.protocol import EASY, Elsewhere, linear_problem
 from ..support.blas_threads import one_blas_thread
 from ..support.types import Array
 from .fit import Fit
+from .known_variance import KnownVariance
 from .optimize import optimize
 from .optimum import Optimum
 
@@ -39,6 +40,10 @@ def constrained(fit: Fit, L: Array) -> Optimum:
     columns[:r, :-1], columns[:r, -1], columns[r, -1] = right[rank:].T, -shift, 1.0
     engine = problem.criterion(columns)
     engine.reml = False
+    if model.sigma is not None:
+        known = KnownVariance(engine, problem, model.sigma)
+        with one_blas_thread():
+            return known.lowest(problem, known.starts(problem, constrained=True))
     # scouts and relaxed problems know of no constraint, and what balances the data may not
     elsewhere = problem.elsewhere()._replace(scout=None, relaxed=None)
     if elsewhere.kind == "nothing":

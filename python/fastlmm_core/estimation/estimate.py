@@ -125,20 +125,15 @@ def _with_known_variance(
     start: ArrayLike | None,
     options: dict[str, Any] | None,
 ) -> F:
-    """`estimate` where the residual variance is known: from several starts, as few groups may leave several minima."""
-    problem, structure = linear_problem(model.problem), model.structure
-    engine = model.criterion()
+    """`estimate` where the residual variance is known."""
+    problem, engine = linear_problem(model.problem), model.criterion()
     assert isinstance(engine, KnownVariance)
     engine.reml = reml
     with one_blas_thread():
         engine.refuse_unidentified(model.term_names)
         starts = [model.conditioned_theta(start, "start")] if start is not None else engine.starts(problem)
-        found = [optimize(engine, structure, problem.levels, problem.n, one, method, options,
-                          elsewhere=UNASKED)
-                 for one in starts]  # fmt: skip
-        best = max(found, key=lambda one: (one.converged, -one.value))
-        engine.evaluate(best.theta, 1)
-    optimum = best._replace(n_evaluations=sum(one.n_evaluations for one in found))
+        optimum = engine.lowest(problem, starts, method, options)
+        engine.evaluate(optimum.theta, 1)
     return kind(model, optimum, reml, Solution(*engine.solution()[:3]))
 
 

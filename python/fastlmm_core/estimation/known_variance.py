@@ -19,20 +19,24 @@ G^ = 0.  Engines need r^2 > 0; the problem has added a constant to it (`alone`),
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import isfinite, log
+from typing import Any
 
 import numpy as np
 
 from .. import kernels
 from ..covariance.effects.loadings import loadings_of
 from ..covariance.parameters import vech_positions
-from ..engines.protocol import LinearEngine, LinearProblem
+from ..engines.protocol import UNASKED, LinearEngine, LinearProblem
 from ..engines.starts import other_starts
 from ..errors import LMMError
 from ..kernels.records.rows import ConditionedRows
 from ..kernels.residuals import ScriptedObjective
 from ..support.types import Array
 from .moments import projected_traces, reduced_traces
+from .optimize import optimize
+from .optimum import Optimum
 
 __all__ = ["KnownVariance"]
 
@@ -152,12 +156,27 @@ class KnownVariance(ScriptedObjective):
         """See `Engine`."""
         return self.inner.solve(v, rows)
 
-    def starts(self, problem: LinearProblem) -> list[Array]:
-        """Theta from moments of the data, and from smaller and larger variances; zero where that is the optimum."""
-        if self.alone:
+    def starts(self, problem: LinearProblem, constrained: bool = False) -> list[Array]:
+        """Theta from moments of the data, and from smaller and larger variances; zero where that is the optimum.
+
+        `constrained`: the engine's coefficients are, so that it may be elsewhere although X reproduces y.
+        """
+        if self.alone and not constrained:
             return [np.zeros(self.structure.n_parameters)]
         starts = [problem.start(self.inner), *other_starts(self.structure, problem.levels, problem.n)]
         return [start for start in starts if isfinite(self.evaluate(start, 0)[0])]
+
+    def lowest(
+        self, problem: LinearProblem, starts: Sequence[Array], method: str | Callable[..., Any] = "newton",
+        options: dict[str, Any] | None = None,
+    ) -> Optimum:  # fmt: skip
+        """The lowest optimum from several starts, as few groups may leave several minima."""
+        found = [
+            optimize(self, self.structure, problem.levels, problem.n, start, method, options, elsewhere=UNASKED)
+            for start in starts
+        ]
+        best = max(found, key=lambda one: (one.converged, -one.value))
+        return best._replace(n_evaluations=sum(one.n_evaluations for one in found))
 
     def refuse_unidentified(self, names: tuple[str, ...]) -> None:
         """Refuse variances and covariances that change V, as the residuals see it, as others do.

@@ -305,7 +305,7 @@ class Model:
     @property
     def sigma(self) -> float | None:
         """Residual standard deviation of an observation of weight 1 where it is known; None where it is estimated."""
-        return None if self.streamed else self._design.sigma
+        return self._design.sigma
 
     def criterion(self) -> Engine:
         """A new engine of the criterion, in which the residual variance is profiled out or known."""

@@ -112,7 +112,7 @@ class SumDraws:
         lower[-k:] = within
         return problem._replace(
             raw=raw, packed=packed if smaller is None else smaller, uniform=smaller is None, within=lower,
-            xy_transform=xy, beta_base=self._beta, saturated=False, outside=0,
+            xy_transform=xy, beta_base=self._beta, saturated=False, outside=0, alone=0.0,
         )  # fmt: skip
 
     def _nested(self, y: Array, within: Array) -> NestedProblem:

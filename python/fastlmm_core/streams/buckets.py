@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import kernels
 from ..covariance.parameters import CovarianceStructure
+from ..design.design import check_sigma
 from ..design.streamed import random_without_rows
 from ..engines.one_factor.conditioning import EXACT_WITHIN, MOSTLY_BETWEEN, z_rotation
 from ..engines.one_factor.panels import Derived, Panels, Valued
@@ -180,7 +181,7 @@ def _current() -> Any:
         raise LMMError("buckets= needs workers that keep them: give client=, one of distributed") from error
 
 
-def condition_buckets(plan: Plan, frame: Any, client: Any, count: int) -> Streamed:
+def condition_buckets(plan: Plan, frame: Any, client: Any, count: int, sigma: float | None = None) -> Streamed:
     """The model of a plan and a data frame of Dask, whose groups stay with the workers.
 
     Parameters
@@ -190,6 +191,8 @@ def condition_buckets(plan: Plan, frame: Any, client: Any, count: int) -> Stream
     client : distributed.Client
     count : int
         Buckets.
+    sigma : float, optional
+        Residual standard deviation where it is known.
 
     Raises
     ------
@@ -198,6 +201,9 @@ def condition_buckets(plan: Plan, frame: Any, client: Any, count: int) -> Stream
     """
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise LMMError(f"buckets={count!r} must be a positive number of buckets; a few for each worker are enough")
+    structure = random_without_rows(plan.recipe.terms).structure
+    if sigma is not None:
+        check_sigma(sigma, structure)
     client = client if client is not None else _current()
     delayed, several = import_module("dask").delayed, len(plan.factors) > 1
     parts = reduced_parts(plan, frame)
@@ -222,29 +228,30 @@ def condition_buckets(plan: Plan, frame: Any, client: Any, count: int) -> Stream
         apart = np.sum(in_buckets, axis=0).tolist() == sizes and len(set(sizes)) == len(sizes)
         reader = BucketRows(plan, total, sizes)
         some = [own for own, (first, *_) in zip(lines, in_buckets, strict=True) if first]
-        nested = condition_nested(reader, client, some) if apart else None
+        nested = condition_nested(reader, client, some, sigma) if apart else None
         if nested is None:
             raise LMMError(
                 "buckets= is for one grouping factor, or for several that are nested in each other, and "
                 f"{', '.join(map(repr, plan.factors))} are not: leave it out, so that a line of sums for each "
                 "combination of their levels comes here, or keep the factor with most levels alone"
             )
-        return Streamed(design_without_rows(plan, reader, nested, 1), nested)
+        return Streamed(design_without_rows(plan, reader, nested, 1, sigma), nested)
     m = sum(own for (own,) in in_buckets)
     reader = BucketRows(plan, total, [m])
-    structure = random_without_rows(plan.recipe.terms).structure
     found = conditioned_sums(
-        reader, plan.columns, lambda gram, n, _: z_rotation(gram, n, structure), lambda triangle, n: np.eye(structure.q)
-    )
+        reader, plan.columns, lambda gram, n, _: z_rotation(gram, n, structure),
+        lambda triangle, n: np.eye(structure.q), sigma=sigma,
+    )  # fmt: skip
     assert found is not None
-    problem = _problem(found, reader, structure, client, lines, m)
-    return Streamed(design_without_rows(plan, reader, problem, 1), problem)
+    problem = _problem(found, reader, structure, client, lines, m, sigma is not None)
+    return Streamed(design_without_rows(plan, reader, problem, 1, sigma), problem)
 
 
 def _problem(
-    found: Conditioned, reader: BucketRows, structure: CovarianceStructure, client: Any, lines: list[Any], m: int
-) -> BucketProblem:
-    """The problem of sums over all rows, and of lines elsewhere."""
+    found: Conditioned, reader: BucketRows, structure: CovarianceStructure, client: Any, lines: list[Any], m: int,
+    known: bool,
+) -> BucketProblem:  # fmt: skip
+    """The problem of sums over all rows, and of lines elsewhere; `known`: the residual variance is."""
     columns, q, r, n = found.columns, structure.q, len(found.kept), reader.n
     to_z, xy = found.to_z, found.xy
     held = [client.submit(prepared, own, to_z, xy, pure=False) for own in lines]
@@ -255,7 +262,8 @@ def _problem(
     sample = np.concatenate([part.sample for part in parts])
     wanted = 2 * r + 1
     few = sample[: 4 * wanted + 8]
-    free = kernels.vary_freely(kernels.factor_groups(few, to_z, xy)[0], few, q, wanted, 1e-4 * sqrt(n) / m)
+    # what is not identified beside a known variance is told when G is estimated
+    free = known or kernels.vary_freely(kernels.factor_groups(few, to_z, xy)[0], few, q, wanted, 1e-4 * sqrt(n) / m)
     if not free or kernels.within_regression(within, r + 1, EXACT_WITHIN)[1] < MOSTLY_BETWEEN * n:
         undecided()
     if kernels.clear_exact(within, r + 1, float(n), EXACT_WITHIN):

@@ -76,7 +76,15 @@ class SumsElsewhere:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ElsewhereProblem(ConditionedProblem):
-    """A problem whose groups are elsewhere."""
+    """A problem whose groups are elsewhere.
+
+    Attributes
+    ----------
+    alone : float
+        Nothing: sums alone do not decide a model whose response X reproduces.
+    """
+
+    alone: float = 0.0
 
     def effects(self, factor: Array, beta: Array) -> NoReturn:
         """Refuse what is about each group."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ..design.design import check_sigma
 from ..design.streamed import StreamedDesign, random_without_rows
 from ..engines.one_factor.conditioning import condition_rows
 from ..engines.protocol import Problem
@@ -24,8 +25,19 @@ class Streamed(NamedTuple):
     problem: Problem
 
 
-def condition_source(formula: str, source: Scan, weights: str | None, offset: str | None, missing: str) -> Streamed:
+def condition_source(
+    formula: str, source: Scan, weights: str | None, offset: str | None, missing: str, sigma: float | None = None
+) -> Streamed:
     """The model of a formula and a source.
+
+    Parameters
+    ----------
+    formula : str
+    source : Scan
+    weights, offset, missing
+        See `make_plan`.
+    sigma : float, optional
+        Residual standard deviation where it is known.
 
     Raises
     ------
@@ -38,12 +50,14 @@ def condition_source(formula: str, source: Scan, weights: str | None, offset: st
 
         found = read_once(formula, source, weights, offset, missing)
         if found is not None:
-            return _conditioned(StreamRows.of_sums(found[0], source, found[1]), source, before)
+            return _conditioned(StreamRows.of_sums(found[0], source, found[1]), source, before, sigma)
     plan = make_plan(formula, source, weights, offset, missing, {})
-    return condition_plan(plan, None, source, before)
+    return condition_plan(plan, None, source, before, sigma)
 
 
-def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None, before: int = 0) -> Streamed:
+def condition_plan(
+    plan: Plan, total: CrossProducts | None, source: Scan | None, before: int = 0, sigma: float | None = None
+) -> Streamed:
     """The model of a plan and its sums, or of the rows of a source.
 
     Parameters
@@ -54,6 +68,8 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
         Where the rows may be read.
     before : int
         Passes over the source that are not those of this model.
+    sigma : float, optional
+        Residual standard deviation where it is known; no sum depends on it.
 
     Raises
     ------
@@ -65,26 +81,32 @@ def condition_plan(plan: Plan, total: CrossProducts | None, source: Scan | None,
             f"the sums were made by another plan (fingerprint {total.fingerprint[:8]}, this plan has "
             f"{plan.fingerprint[:8]}); give the plan whose reduce() made them"
         )
-    return _conditioned(StreamRows(plan, source, total), source, before)
+    return _conditioned(StreamRows(plan, source, total), source, before, sigma)
 
 
-def _conditioned(reader: StreamRows, source: Scan | None, before: int) -> Streamed:
+def _conditioned(reader: StreamRows, source: Scan | None, before: int, sigma: float | None) -> Streamed:
     """The model of what a reader gives."""
     plan = reader.plan
     recipe = plan.recipe
     problem: Problem
+    part = random_without_rows(recipe.terms)
+    if sigma is not None:
+        check_sigma(sigma, part.structure)
     if len(plan.factors) == 1:
-        part = random_without_rows(recipe.terms)
-        problem, _ = condition_rows(reader, part.structure, plan.factors[0], part.columns, columns=plan.columns)
+        problem, _ = condition_rows(
+            reader, part.structure, plan.factors[0], part.columns, columns=plan.columns, sigma=sigma
+        )
     else:
         from ..engines.nested.cells import condition_cells
 
-        problem = condition_cells(reader, plan.columns)
-    design = design_without_rows(plan, reader, problem, reader.passes if source is None else source.passes - before)
-    return Streamed(design, problem)
+        problem = condition_cells(reader, plan.columns, sigma)
+    passes = reader.passes if source is None else source.passes - before
+    return Streamed(design_without_rows(plan, reader, problem, passes, sigma), problem)
 
 
-def design_without_rows(plan: Plan, reader: StreamRows, problem: Problem, passes: int) -> StreamedDesign:
+def design_without_rows(
+    plan: Plan, reader: StreamRows, problem: Problem, passes: int, sigma: float | None = None
+) -> StreamedDesign:
     """What is known of a design from the sums that a reader has given.
 
     Parameters
@@ -95,6 +117,8 @@ def design_without_rows(plan: Plan, reader: StreamRows, problem: Problem, passes
         Made of those sums.
     passes : int
         How often all rows were read.
+    sigma : float, optional
+        Residual standard deviation where it is known.
     """
     recipe = plan.recipe
     return StreamedDesign(
@@ -115,4 +139,5 @@ def design_without_rows(plan: Plan, reader: StreamRows, problem: Problem, passes
         squares=reader.squares(),
         log_weights=reader.log_weights,
         recipe=recipe,
+        sigma=sigma,
     )

@@ -175,8 +175,6 @@ class NestedBucketProblem(ElsewhereProblem):
         Some levels of the outermost factor with all below them: what a search starts from.
     gram, within : (k, k) arrays
         [X_o y_o]'[X_o y_o], and less what the finest levels explain.
-    alone : float
-        See `CrossedProblem`.
     """
 
     n_levels: tuple[int, ...]
@@ -185,7 +183,6 @@ class NestedBucketProblem(ElsewhereProblem):
     sample: NestedProblem
     gram: Array
     within: Array
-    alone: float = 0.0
 
     @property
     def levels(self) -> Array:
@@ -216,7 +213,9 @@ class NestedBucketProblem(ElsewhereProblem):
         return self.sample.start(self.sample.criterion())
 
 
-def condition_nested(reader: BucketRows, client: Any, lines: list[Any]) -> NestedBucketProblem | None:
+def condition_nested(
+    reader: BucketRows, client: Any, lines: list[Any], sigma: float | None = None
+) -> NestedBucketProblem | None:
     """The problem of sums over all rows, and of lines elsewhere; None where factors are not nested in a bucket.
 
     Parameters
@@ -225,6 +224,8 @@ def condition_nested(reader: BucketRows, client: Any, lines: list[Any]) -> Neste
     client : distributed.Client
     lines : list of Future
         Of buckets with lines, no level of any factor in two of them.
+    sigma : float, optional
+        Residual standard deviation where it is known.
 
     Raises
     ------
@@ -238,8 +239,9 @@ def condition_nested(reader: BucketRows, client: Any, lines: list[Any]) -> Neste
     if shared.structure.restricted:
         raise LMMError("buckets= is for covariances without restrictions, where factors are nested: leave it out")
     found = conditioned_sums(
-        reader, reader.plan.columns, lambda *sums: shared.turns(*sums), lambda *rows: shared.precondition(*rows)
-    )
+        reader, reader.plan.columns, lambda *sums: shared.turns(*sums), lambda *rows: shared.precondition(*rows),
+        sigma=sigma,
+    )  # fmt: skip
     assert found is not None
     common, margin = kernels.orthonormal(kernels.unpack(found.gram, shared.width))
     if margin < WELL_CONDITIONED:
@@ -254,7 +256,8 @@ def condition_nested(reader: BucketRows, client: Any, lines: list[Any]) -> Neste
     )
     some = beside([part.sample for part in parts])
     n, k = reader.n, len(found.xy)
-    _decided_by(some, found, shared, turns, n)
+    if sigma is None:
+        _decided_by(some, found, shared, turns, n)
     gram = found.xy.T @ kernels.unpack(found.packed, k) @ found.xy
     within = gram - np.sum([part.between for part in parts], axis=0)
     lower = within[np.tril_indices(k)]

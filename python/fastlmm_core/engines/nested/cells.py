@@ -37,7 +37,7 @@ class CellReader(RowReader, Protocol):
         """Levels of the cells (cells, factors); known after the first sums."""
 
 
-def condition_cells(reader: CellReader, columns: RowColumns) -> CrossedProblem:
+def condition_cells(reader: CellReader, columns: RowColumns, sigma: float | None = None) -> CrossedProblem:
     """Cross-products of a model with several grouping factors, conditioned.
 
     Parameters
@@ -45,6 +45,8 @@ def condition_cells(reader: CellReader, columns: RowColumns) -> CrossedProblem:
     reader : CellReader
     columns : RowColumns
         Shifts and scales to begin with.
+    sigma : float, optional
+        See `engines.choose.condition_factors`.
 
     Raises
     ------
@@ -52,22 +54,25 @@ def condition_cells(reader: CellReader, columns: RowColumns) -> CrossedProblem:
         As `engines.choose.condition_factors`.
     """
     found = conditioned_sums(
-        reader, columns, lambda *sums: reader.shared.turns(*sums), lambda *rows: reader.shared.precondition(*rows)
-    )
+        reader, columns, lambda *sums: reader.shared.turns(*sums), lambda *rows: reader.shared.precondition(*rows),
+        sigma=sigma,
+    )  # fmt: skip
     assert found is not None
     shared, p = reader.shared, len(columns.beta0)
     levels = [np.ascontiguousarray(own, dtype=np.intp) for own in reader.cells.T]
     sizes = shared.sizes
-    if len(set(sizes)) == len(sizes) and len(levels[0]) == max(sizes) and not shared.structure.restricted:
+    as_chain = len(set(sizes)) == len(sizes) and len(levels[0]) == max(sizes) and not shared.structure.restricted
+    # what is added to a response that X reproduces is no part of any row
+    if as_chain and not found.alone:
         nesting = nested(levels, sizes)
-        chain = None if nesting is None else chain_problem(reader, found, shared, nesting, p)
+        chain = None if nesting is None else chain_problem(reader, found, shared, nesting, p, sigma is not None)
         if chain is not None:
             return chain
-    return _crossed(reader, found, levels, p)
+    return _crossed(reader, found, levels, p, sigma is not None)
 
 
-def _crossed(reader: CellReader, found: Conditioned, levels: list[Index], p: int) -> CrossedProblem:
-    """The problem by elimination of the levels, from rows that stand for the cells."""
+def _crossed(reader: CellReader, found: Conditioned, levels: list[Index], p: int, known: bool) -> CrossedProblem:
+    """The problem by elimination of levels, from rows that stand for the cells; `known`: the residual variance is."""
     shared, n, columns = reader.shared, reader.n, found.columns
     Z, xy, cell = CellRows(found, n).all_rows()
     if columns.z_transform is not None:
@@ -80,9 +85,10 @@ def _crossed(reader: CellReader, found: Conditioned, levels: list[Index], p: int
         constant = mine.index(columns.z_constant) if columns.z_constant in mine else -1
         z_map[part, part] = kernels.scale_map(np.ascontiguousarray(columns.z_scale[:, mine]), constant) @ turned
         grouped.append(GroupedColumns(own, levels[f][cell], shared.sizes[f], shared.names[f], shared.columns[f]))
+    gram = found.xy.T @ kernels.unpack(found.packed, len(found.xy)) @ found.xy
+    gram[-1, -1] += found.alone
     fields: dict[str, Any] = {
-        "gram": found.xy.T @ kernels.unpack(found.packed, len(found.xy)) @ found.xy, "z_map": z_map,
-        "scale": found.scale,
+        "gram": gram, "z_map": z_map, "scale": found.scale, "alone": found.alone,
         **problem_fields(
             n, p, list(shared.sizes), reader.log_weights, shared.structure, conditioned_x(found),
             found.x_turn @ found.beta,
@@ -94,4 +100,4 @@ def _crossed(reader: CellReader, found: Conditioned, levels: list[Index], p: int
         back = np.linalg.inv(kernels.scale_map(columns.z_scale, columns.z_constant))
         return np.asarray(Z @ back[:, mine])
 
-    return crossed_problem(grouped, xy, fields, shared.structure.restricted, natural)
+    return crossed_problem(grouped, xy, fields, known or shared.structure.restricted, natural)

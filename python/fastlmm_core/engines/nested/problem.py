@@ -135,7 +135,7 @@ class NestedProblem(CrossedProblem):
         slope, rest = kernels.within_regression(lower, len(self.gram), design.EXACT_WITHIN)
         return slope if rest < design.MOSTLY_BETWEEN * self.n else None
 
-    def look_within(self, reader: RowReader | None, found: Conditioned) -> bool:
+    def look_within(self, reader: RowReader | None, found: Conditioned, unchecked: bool) -> bool:
         """See what varies within the finest levels, summed over the rows again if they are given.
 
         Parameters
@@ -143,6 +143,8 @@ class NestedProblem(CrossedProblem):
         reader : RowReader or None
         found : Conditioned
             The sums of which the problem was made.
+        unchecked : bool
+            Whether nothing is refused.
 
         Returns
         -------
@@ -182,7 +184,7 @@ class NestedProblem(CrossedProblem):
         if kernels.clear_exact(lower, k, float(self.n), tolerance):
             if self.chain.maps[self.chain.order[0]].shape[1] < len(self.chain.z_map):
                 return False
-            if not self.saturated:
+            if not (self.saturated or unchecked):
                 raise LMMError(
                     "y is reproduced exactly by the random effects: the residual variance is zero; use fewer random "
                     "effects"
@@ -337,7 +339,7 @@ def nested(codes: Sequence[Index], sizes: Sequence[int]) -> Nesting | None:
 
 
 def chain_problem(
-    reader: RowReader, found: Conditioned, shared: SharedColumns, nesting: Nesting, p: int
+    reader: RowReader, found: Conditioned, shared: SharedColumns, nesting: Nesting, p: int, unchecked: bool = False
 ) -> CrossedProblem | None:
     """The problem of nested factors from sums over the finest levels.
 
@@ -350,6 +352,8 @@ def chain_problem(
     nesting : Nesting
     p : int
         Columns of X, with those that were dropped.
+    unchecked : bool
+        Whether nothing is refused.
 
     Returns
     -------
@@ -368,7 +372,7 @@ def chain_problem(
     turns, z_map = shared.maps(found)
     above = nesting.above
     free: set[int] = set()
-    for at in reversed(order):
+    for at in () if unchecked else reversed(order):
         # what varies freely between coarse levels does so between finer ones
         turn, level, own = turns[at], above[at], shared.local(at)
         if free.issuperset(shared.which[at]):
@@ -379,9 +383,9 @@ def chain_problem(
         suspected = suspects(_crossed(raw, turn, xy[:rank, :rank], level, sizes[at]), n, own)
         if suspected:
             shared.refuse_aliased(suspected, reader.whole(), found, at, level)
-    cells = CellRows(found, n)
-    if not cells.clearly_identified(shared, turns, [above[f] for f in range(len(sizes))]):
-        cells.refuse_unidentified(shared, turns, [above[f] for f in range(len(sizes))], z_map)
+    cells, levels = CellRows(found, n), [above[f] for f in range(len(sizes))]
+    if not unchecked and not cells.clearly_identified(shared, turns, levels):
+        cells.refuse_unidentified(shared, turns, levels, z_map)
     fields: dict[str, Any] = {
         "columns": tuple(starts), "z_map": z_map, "scale": found.scale,
         **problem_fields(n, p, sizes, reader.log_weights, structure, conditioned_x(found), found.x_turn @ found.beta),
@@ -398,13 +402,13 @@ def chain_problem(
     problem = NestedProblem(Chain(raw, order, parents, common, xy, maps), gram=gram, **fields)
     slope = problem.within_slope()
     if slope is None:
-        return problem if problem.look_within(None, found) else None
+        return problem if problem.look_within(None, found, unchecked) else None
     # sums of squares have lost digits: take out what X explains within levels and sum over the rows again
     xy[:rank, rank] -= found.to_x @ slope
     beta = found.columns.beta0 - xy[:rank, rank] * found.scale
     fields |= problem_fields(n, p, sizes, reader.log_weights, structure, conditioned_x(found), found.x_turn @ beta)
     problem = NestedProblem(Chain(raw, order, parents, common, xy, maps), gram=xy.T @ packed @ xy, **fields)
-    return problem if problem.look_within(reader, found) else None
+    return problem if problem.look_within(reader, found, unchecked) else None
 
 
 def _shared_columns(X: Array, factors: list[Factor]) -> tuple[Array, list[list[int]]]:
