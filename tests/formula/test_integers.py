@@ -138,6 +138,15 @@ def test_arrow_dictionaries_sort_their_levels():
     )
     holes = pa.array([None, *values[1:].tolist()]).dictionary_encode()
     assert model_data("y ~ h + (1 | g)", pa.table({**columns, "h": holes})).n_dropped == 1
+    # an entry of the dictionary that is missing
+    places, entries = np.array([0, 2, 3])[np.arange(N) % 3], pa.array(["b", None, "c", "a"])
+    places[0] = 1
+    for is_ordered in (False, True):
+        h = pa.DictionaryArray.from_arrays(pa.array(places), entries, ordered=is_ordered)
+        for column in (h, pa.chunked_array([h.slice(0, 20), h.slice(20)])):
+            found = model_data("y ~ h + (1 | g)", pa.table({**columns, "h": column}))
+            levels = ("h[T.c]", "h[T.a]") if is_ordered else ("h[T.b]", "h[T.c]")
+            assert found.n_dropped == 1 and found.x_names[1:] == levels
     numbers = pa.array((np.arange(N) % 3 * 10)[::-1]).dictionary_encode()
     assert model_data("y ~ h + (1 | g)", pa.table({**columns, "h": numbers})).x_names == (
         "Intercept",

@@ -61,6 +61,38 @@ def test_rows_left_out_leave_no_label():
     assert arrow_text_slots(text, table, np.array([0, 2])).tolist() == [1, 0]
 
 
+def test_entries_of_a_dictionary_that_no_row_has_leave_no_label():
+    table = TextTable()
+    words = pa.array(["c", "unused", "a", "b", "a"])  # entries may be the same
+    text = pa.DictionaryArray.from_arrays(pa.array([3, None, 2, 0, 4], pa.int32()), words)
+    assert arrow_text_slots(text, table, np.array([2, 4])).tolist() == [0, 0]
+    assert table.labels().tolist() == ["a"]
+    found = arrow_text_slots(text.slice(2), table, None).tolist()
+    assert sorted(table.labels().tolist()) == ["a", "c"]
+    assert [table.labels()[slot] for slot in found] == ["a", "c", "a"]
+
+
+def test_labels_that_a_file_holds_in_dictionaries(tmp_path, rng):
+    """Some only in rows that are left out, others in one part of the file; the numbers are those of memory."""
+    pd, parquet = pytest.importorskip("pandas"), pytest.importorskip("pyarrow.parquet")
+    n = 4000
+    g = np.sort(rng.integers(0, 300, n))
+    frame = pd.DataFrame({"x": rng.normal(size=n), "g": [f"id {i}" for i in g], "arm": np.where(g % 2, "a", "b")})
+    frame["y"] = frame["x"] + rng.normal(size=300)[g] + rng.normal(size=n)
+    frame.loc[(g == 7) | (rng.random(n) < 0.01), "x"] = np.nan
+    frame.loc[rng.random(n) < 0.01, "g"] = None
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.Table.from_pandas(frame), path, row_group_size=700)
+    tables = list(flc.scan(path).tables(["g", "arm"]))
+    assert len(tables) == 6 and all(table.column("g").raw.type.index_type == pa.int32() for table in tables)
+    one = flc.lmm("y ~ x + arm + (1 | g)", frame).fit()
+    other = flc.lmm("y ~ x + arm + (1 | g)", flc.scan(path)).fit()
+    assert (other.criterion, other.nobs) == (one.criterion, one.nobs)
+    assert other.beta.tolist() == one.beta.tolist()
+    labels = other.model.factors[0].grouping.labels.tolist()
+    assert labels == one.model.factors[0].grouping.labels.tolist() and "id 7" not in labels
+
+
 @pytest.mark.parametrize("first", ["arrow", "pandas", "category"])
 def test_text_of_several_kinds_is_one_factor(first, rng):
     pd = pytest.importorskip("pandas")

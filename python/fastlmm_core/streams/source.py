@@ -361,10 +361,14 @@ def _file(path: str, memory: float | None) -> Fragment:
 
 
 def _parquet(path: str, columns: list[str] | None, memory: float | None) -> Iterator[Any]:
-    with import_module("pyarrow.parquet").ParquetFile(path, memory_map=False, pre_buffer=False) as file:
-        names = file.schema_arrow.names
-        chosen = None if columns is None else [name for name in names if name in columns]
-        yield from file.iter_batches(_piece_rows(memory, len(chosen or names)), columns=chosen)
+    parquet = import_module("pyarrow.parquet")
+    metadata = parquet.read_metadata(path)
+    schema = metadata.schema.to_arrow_schema()
+    chosen = None if columns is None else [name for name in schema.names if name in columns]
+    # rows of labels come as they are stored, by their places in a dictionary, instead of as text that is written out
+    text = [name for name in chosen or () if str(schema.field(name).type) in ("string", "large_string")]
+    with parquet.ParquetFile(path, metadata=metadata, read_dictionary=text, pre_buffer=False) as file:
+        yield from file.iter_batches(_piece_rows(memory, len(chosen or schema.names)), columns=chosen)
 
 
 def _arrow(path: str, columns: list[str] | None, memory: float | None) -> Iterator[Any]:

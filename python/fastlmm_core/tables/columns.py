@@ -29,11 +29,13 @@ from .storage import (
     from_sequence,
     has_categories,
     is_arrow_text,
+    is_encoded,
     is_instance,
     is_text,
     library_of,
     numbers_from_objects,
     whole,
+    without_missing_entries,
 )
 
 if TYPE_CHECKING:
@@ -188,6 +190,8 @@ class Column:
             raw = np.asarray(raw.tolist(), dtype=object)  # None where masked
         elif not isinstance(raw, np.ndarray) and library_of(raw) is None:
             raw = from_sequence(raw, title)
+        if library_of(raw) == "pyarrow" and is_encoded(raw):
+            raw = without_missing_entries(raw)
         if getattr(raw, "ndim", 1) != 1:
             raise LMMError(f"{title} has {raw.ndim} dimensions; give a one-dimensional array.")
         self.raw: Any = raw
@@ -263,14 +267,14 @@ class Column:
         """Codes of the labels in `rows` (None: all) and the labels, in any order; text of pyarrow is not sorted."""
         if self._encoded is not None or not is_arrow_text(self.raw):
             return self.codes(rows)
-        encoded = self.raw.dictionary_encode()
-        if hasattr(encoded, "combine_chunks"):
-            encoded = encoded.unify_dictionaries().combine_chunks()
+        known = is_encoded(self.raw)
+        encoded = whole(self.raw if known else self.raw.dictionary_encode())
         codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         labels = encoded.dictionary.to_numpy(zero_copy_only=False)
-        if rows is None:
+        if rows is None and not known:
             return codes, labels
-        codes, used = integer_codes(codes[rows])
+        # a dictionary that was there before may hold what no row has
+        codes, used = integer_codes(codes if rows is None else codes[rows])
         return codes, labels[used]
 
     def text_slots(self, table: TextTable, rows: Array | None) -> NDArray[np.int64] | None:

@@ -102,7 +102,17 @@ def arrow_text_codes(text: Any) -> tuple[NDArray[np.intp], NDArray[Any]]:
 
 
 def arrow_text_slots(text: Any, table: TextTable, rows: NDArray[Any] | None) -> NDArray[np.int64]:
-    """The slot in a table of each of some rows (None: all) of an array of Arrow's text, not chunked."""
+    """The slot in a table of each of some rows (None: all) of an array of Arrow's text, not chunked.
+
+    Of text with a dictionary only those entries get slots that some of the rows have.
+    """
+    if hasattr(text, "dictionary"):
+        codes = text.indices.fill_null(0).to_numpy(zero_copy_only=False)
+        codes = codes if rows is None else codes[rows]
+        data, offsets, _ = _text_of(text.dictionary)
+        absent = np.ones(len(text.dictionary), dtype=bool)
+        absent[codes] = False
+        return np.asarray(table.slots(data, offsets, absent)[codes])
     data, offsets, missing = _text_of(text)
     if rows is None:
         return table.slots(data, offsets, missing)

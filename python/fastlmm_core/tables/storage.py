@@ -16,7 +16,7 @@ from .labels import arrow_text_codes, in_order, integer_codes, label_array, labe
 
 __all__ = [
     "arrow_nulls", "as_numbers", "declared_levels", "encode_labels", "from_sequence", "has_categories", "is_arrow_text",
-    "is_instance", "is_text", "library_of", "numbers_from_objects", "whole",
+    "is_encoded", "is_instance", "is_text", "library_of", "numbers_from_objects", "whole", "without_missing_entries",
 ]  # fmt: skip
 
 Array = NDArray[Any]
@@ -63,15 +63,38 @@ def has_categories(raw: Any) -> bool:
         return hasattr(raw.dtype, "categories")
     if library == "polars":
         return str(raw.dtype).startswith("Enum")
-    if library != "pyarrow" or not hasattr(raw.type, "index_type"):
+    if library != "pyarrow" or not is_encoded(raw):
         return False
     # an encoding of text that does not declare an order is text; of anything else it says that these are labels
     return raw.type.ordered or str(raw.type.value_type) not in ("string", "large_string", "string_view")
 
 
 def is_arrow_text(raw: Any) -> bool:
-    """Whether a column of pyarrow holds text as such, without a dictionary."""
-    return library_of(raw) == "pyarrow" and str(raw.type) in ("string", "large_string")
+    """Whether a column of pyarrow holds text, as such or by a dictionary that declares no order."""
+    if library_of(raw) != "pyarrow":
+        return False
+    if not is_encoded(raw):
+        return str(raw.type) in ("string", "large_string")
+    return not raw.type.ordered and str(raw.type.value_type) in ("string", "large_string")
+
+
+def is_encoded(raw: Any) -> bool:
+    """Whether a column of pyarrow has a dictionary."""
+    return hasattr(raw.type, "index_type")
+
+
+def without_missing_entries(encoded: Any) -> Any:
+    """A column of pyarrow whose missing values are missing in its rows, not as entries of its dictionaries."""
+    arrow = importlib.import_module("pyarrow")
+    if hasattr(encoded, "chunks"):
+        return arrow.chunked_array([without_missing_entries(chunk) for chunk in encoded.chunks], encoded.type)
+    entries = encoded.dictionary
+    if not entries.null_count:
+        return encoded
+    there = entries.is_valid().to_numpy(zero_copy_only=False)
+    places = arrow.array(np.cumsum(there) - 1, encoded.type.index_type, mask=~there)
+    rows = places.take(encoded.indices)
+    return arrow.DictionaryArray.from_arrays(rows, entries.drop_null(), ordered=encoded.type.ordered)
 
 
 def arrow_nulls(raw: Any) -> Array | None:
@@ -83,7 +106,7 @@ def arrow_nulls(raw: Any) -> Array | None:
 def declared_levels(raw: Any) -> list[Any] | None:
     """The levels that the type of a series lists, in its order; None for types that list none."""
     library = library_of(raw)
-    if library == "pyarrow" and hasattr(raw.type, "index_type"):
+    if library == "pyarrow" and is_encoded(raw):
         levels: list[Any] = _arrow_codes(raw)[1].tolist()
         return levels
     return encode_labels(raw, "")[1].tolist() if has_categories(raw) else None
@@ -181,14 +204,15 @@ def encode_labels(raw: Any, title: str) -> tuple[Array, Array]:
 
 
 def whole(array: Any) -> Any:
-    """An array of pyarrow in one piece."""
-    return array.combine_chunks() if hasattr(array, "combine_chunks") else array
+    """An array of pyarrow in one piece, with one dictionary where it has some."""
+    if not hasattr(array, "combine_chunks"):
+        return array
+    return (array.unify_dictionaries() if is_encoded(array) else array).combine_chunks()
 
 
 def _arrow_codes(encoded: Any) -> tuple[Array, Array]:
     """Codes (-1 where missing) and labels of a dictionary of pyarrow, as they stand."""
-    if hasattr(encoded, "combine_chunks"):
-        encoded = encoded.unify_dictionaries().combine_chunks()
+    encoded = whole(encoded)
     codes = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
     return codes.astype(np.intp), label_array(encoded.dictionary.to_pylist())
 
