@@ -255,7 +255,7 @@ def main() -> int:
         options.base, names, options.rounds = options.base or sys.executable, names[3:4], 2
 
     with nullcontext(options.base) if options.base else built(options.revision) as python:
-        pairs = [(Worker(sys.executable), Worker(python)) for _ in range(PROCESSES)]
+        pairs = [(Worker(sys.executable), Worker(python)) for _ in range(1 if options.smoke else PROCESSES)]
         table, slow, left_out = [], [], []
         for name in names:
             found = compare(pairs, name, options.rounds)

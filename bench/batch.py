@@ -429,7 +429,7 @@ def main() -> int:
     report = _harness.Report("many responses on one design", _harness.environment(session))
     data = sleepstudy_arrays()
     model = flc.LinearMixedModel(data.y, data.x, data.z, data.codes)
-    against_random_numbers(report, "sleepstudy", model, 2_000 if smoke else 100_000, 0.3, rounds, threads=True)
+    against_random_numbers(report, "sleepstudy", model, 200 if smoke else 100_000, 0.3, rounds, threads=True)
     model = own_times(100, 600, 2, 4)
     against_random_numbers(report, "own times, q = 2, p = 4", model, 200 if smoke else 20_000, 1.0, rounds)
     model = own_times(200, 2_000, 3, 6, spread=4.0)
@@ -446,13 +446,13 @@ def main() -> int:
         from _peers import send_frame
 
         send_frame(session, sleepstudy_frame(), "Subject")
-    count = 1_000 if smoke else 20_000
+    count = 200 if smoke else 20_000
     limits = {"lme4::refit": 1000.0, "lme-python, fit_prepared": 150.0}
     against_rivals(report, session, "(Days | Subject)", limits, count, rounds)
     against_rivals(report, session, "(1 | Subject)", {"lme-python, fit_prepared": 15.0}, count, rounds)
-    bootstrap(report, 1_000 if smoke else 10_000, rounds)
+    bootstrap(report, 100 if smoke else 10_000, rounds)
     power(report, 50 if smoke else 1_000, rounds)
-    memory(report, 20_000 if smoke else options.responses)
+    memory(report, 2_000 if smoke else options.responses)
     if session is not None:
         session.close()
     return report.finish(options)

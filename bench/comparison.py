@@ -20,7 +20,7 @@ from fastlmm_core import LinearMixedModel
 from fastlmm_core.inference.likelihood_ratio.exact import draw, spectrum
 from fastlmm_core.inference.likelihood_ratio.nesting import cones
 
-DRAWS = 100_000
+DRAWS = 2_000 if "--smoke" in sys.argv else 100_000
 
 R_SCRIPT = """
 suppressMessages(library(RLRsim))
@@ -39,7 +39,7 @@ def ours(m: int, slopes: bool) -> tuple[float, float, np.ndarray]:
     model = LinearMixedModel(rng.standard_normal(len(groups)), X, X[:, 1] if slopes else None, groups)
     cone = cones(model)[0]
     times = []
-    for _ in range(3):
+    for _ in range(1 if "--smoke" in sys.argv else 3):
         start = time.perf_counter()
         found = spectrum(X, cone, None)
         drawn = draw(found, DRAWS, 1, True)

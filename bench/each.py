@@ -125,7 +125,7 @@ def main() -> int:
 
     options = _harness.parser(__doc__).parse_args()
     report = _harness.Report("each", _harness.environment())
-    rounds, scale = (2, 20) if options.smoke else (9, 1)
+    rounds, scale = (2, 100) if options.smoke else (9, 1)
     rows = []
     for m, n, q, limit in SHAPES:
         count = max(64, 200_000 // (m * n) // scale)

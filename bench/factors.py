@@ -118,11 +118,11 @@ def measure(
 def main() -> int:
     options = _harness.parser(__doc__).parse_args()
     report = _harness.Report("many responses with several grouping factors", _harness.environment(None))
-    count, rounds = (200, 2) if options.smoke else (5_000, 7)
+    count, rounds = (40, 2) if options.smoke else (5_000, 7)
     for shape, limits in (("crossed", (6.0, 12.0)), ("nested", (5.0, 9.0))):
         for sd, limit in zip((1.0, 0.3), limits, strict=True):
             measure(report, shape, (limit, 20.0), sd, count, rounds)
-    some, rounds = (40, 2) if options.smoke else (500, 5)
+    some, rounds = (20, 2) if options.smoke else (500, 5)
     for shape, limit in SLOPES:
         measure(report, shape, limit, 1.0, some, rounds)
     return report.finish(options)

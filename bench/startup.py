@@ -54,7 +54,7 @@ def process_seconds(arguments: list[str], folder: str) -> tuple[float, str]:
 
 def main() -> int:
     options = _harness.parser(__doc__).parse_args()
-    rounds = 2 if options.smoke else 21
+    rounds = 1 if options.smoke else 21
     report = _harness.Report("start-up", _harness.environment())
     fit = ["-m", "fastlmm_core", "fit", "sleepstudy.csv", SLEEPSTUDY_FORMULA]
     with tempfile.TemporaryDirectory() as folder:
