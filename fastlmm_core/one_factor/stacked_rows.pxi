@@ -18,7 +18,7 @@ cdef Py_ssize_t place_groups(const Stacked* rows, Py_ssize_t problem, Desk* desk
     return found
 
 
-cdef Py_ssize_t row_size(const Stacked* rows, Py_ssize_t p, Py_ssize_t q) noexcept nogil:
+cdef Py_ssize_t row_size(Py_ssize_t p, Py_ssize_t q) noexcept nogil:
     """Numbers that are copied from a row of one design."""
     return p + q + 3
 
@@ -92,7 +92,7 @@ cdef int take_rows(const Stacked* rows, Py_ssize_t p, Py_ssize_t q, Desk* desk, 
     cdef Py_ssize_t i, n
     if rows.start == NULL:
         if desk.values == NULL:
-            desk.values = <double*> malloc((rows.n * row_size(rows, p, q) + 1) * sizeof(double))
+            desk.values = <double*> malloc((rows.n * row_size(p, q) + 1) * sizeof(double))
             desk.codes = <int64_t*> malloc((rows.n + 1) * sizeof(int64_t))
         return 0 if desk.values != NULL and desk.codes != NULL else -1
     n = rows.start[first + count] - rows.start[first]

@@ -209,8 +209,8 @@ cdef class ClusterSums:
                 dgemm("N", "N", &ci, &ni, &ci, &one, <double*> &turn[0, 0], &ci, &self.T[0], &ci, &zero, A, &ci)
                 dtrsm("R", "U", "T", "N", &ci, &ni, &one, &self.lower[self.square[i]], &ni, A, &ci)
 
-    cdef void weight(self, Py_ssize_t i, double c_n, double c_e, double c_x, bint inverse) noexcept nogil:
-        """F of cluster i into self.F, and W into self.W where it is wanted or has a part in it."""
+    cdef void weight(self, Py_ssize_t i, double c_n, double c_e, double c_x) noexcept nogil:
+        """W of cluster i into self.W, and F into self.F."""
         cdef Py_ssize_t at = self.start[i], n = self.start[i + 1] - at, a, b, j, c = self.c
         cdef int ni = <int> n, info
         cdef double x, e
@@ -281,7 +281,7 @@ cdef class ClusterSums:
             for i in range(self.n_clusters):
                 at = self.start[i]
                 n = self.start[i + 1] - at
-                self.weight(i, c_n, c_e, c_x, True)
+                self.weight(i, c_n, c_e, c_x)
                 if self.single[i] and self.n_g:
                     self.between(i, &self.F[0], &self.FZ[0], &self.inner[0])
                     for g in range(self.n_g):
@@ -325,7 +325,7 @@ cdef class ClusterSums:
             for i in range(self.n_clusters):
                 n = self.start[i + 1] - self.start[i]
                 ni, square = <int> n, <int> (n * n)
-                self.weight(i, c_n, c_e, c_x, True)
+                self.weight(i, c_n, c_e, c_x)
                 k = 0
                 low_rank = self.single[i] and self.n_g > 0
                 if low_rank:

@@ -20,7 +20,7 @@ from ._levels import (
     rotated_products,
     sort_rows,
 )
-from ._nested import FamilySums, NestedEngine, aligned_zeros, pack
+from ._nested import FamilySums, NestedEngine, pack
 from ._ordering import minimum_degree, spread_products
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "FamilySums",
     "NestedEngine",
     "NestedSums",
-    "aligned_zeros",
     "chain_products",
     "components",
     "explained",

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from .types import Array
 
-__all__ = ["chi2_tail", "f_quantile", "f_tail", "quantile", "two_sided_p"]
+__all__ = ["chi2_tail", "f_tail", "quantile", "two_sided_p"]
 
 
 def two_sided_p(statistic: ArrayLike, df: ArrayLike | None) -> Array:
@@ -54,13 +54,3 @@ def f_tail(statistic: ArrayLike, df_num: ArrayLike, df_denom: ArrayLike) -> Arra
     if not np.isinf(below).any():
         return np.asarray(fdtrc(above, below, value))
     return np.where(np.isinf(below), chdtrc(above, above * value), fdtrc(above, below, value))
-
-
-def f_quantile(probability: float, df_num: ArrayLike, df_denom: ArrayLike) -> Array:
-    """Quantile of the F distribution (df_denom inf: of chi-square / df_num)."""
-    from scipy.special import chdtri, fdtri
-
-    above, below = np.asarray(df_num, dtype=float), np.asarray(df_denom, dtype=float)
-    if not np.isinf(below).any():
-        return np.asarray(fdtri(above, below, probability))
-    return np.where(np.isinf(below), chdtri(above, 1.0 - probability) / above, fdtri(above, below, probability))

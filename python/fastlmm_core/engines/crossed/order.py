@@ -127,7 +127,7 @@ def lay_out(
         products = np.zeros((sizes[f], widths[f], sum(widths[g] for g in coarser)))
         column = 0
         for g in coarser:
-            hierarchies.chain_products(coded[f], Z[f], Z[g], sizes[f], products, column)
+            hierarchies.chain_products(coded[f], Z[f], Z[g], products, column)
             column += widths[g]
         stage = Stage(
             sizes[f], widths[f], columns[f], above.get(f), own, products, comps[s], None, None, None, None

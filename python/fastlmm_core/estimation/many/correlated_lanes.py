@@ -90,7 +90,7 @@ def correlated_batch(model: Model) -> CorrelatedBatch | None:
     search = _search(model, order, columns, unit)
     rows, leaves, parts = _products(order, Z, X, [widths[f] for f in order.factors])
     rows = rows._replace(root=root, offset=model.offset, centre=problem.x_constant)
-    screen = _screen(_thetas(model, search), rows, leaves, parts, search)
+    screen = _screen(_thetas(model), rows, leaves, parts, search)
     x_map = np.ascontiguousarray(problem.x_map)
     return CorrelatedBatch(rows, leaves, parts, search, screen, x_map, model.coefficients_of_one)
 
@@ -236,7 +236,7 @@ def narrowed_starts(batch: CorrelatedBatch, theta: Array) -> tuple[NDArray[np.in
 # ------------------------------------------------------------------------------------------------------------- screen
 
 
-def _thetas(model: Model, search: CorrelatedSearch) -> tuple[Array, NDArray[np.intp], int]:
+def _thetas(model: Model) -> tuple[Array, NDArray[np.intp], int]:
     """Points of the screen (n_points, n_par) in the caller's units, their neighbours, and the effort they are for."""
     problem = cast("CrossedProblem", model.problem)
     elsewhere = problem.elsewhere()

@@ -127,7 +127,7 @@ def factor_batch(model: Model) -> FactorBatch | None:
     leaves, parts = _products(tree, rows, np.asarray(size, dtype=np.float64), terms)
     search = FactorSearch(terms, unit, close_enough(problem.m), MAX_ITERATIONS)
     effort = _effort(problem, Z, [codes[t] for t in terms])
-    screen = _screen(_points(problem, structure, terms, leaves, parts), leaves, parts, effort)
+    screen = _screen(_points(structure, terms, leaves, parts), leaves, parts, effort)
     thetas = np.empty_like(screen.thetas)
     thetas[:, terms] = screen.thetas * unit
     screen = screen._replace(thetas=thetas)
@@ -298,10 +298,7 @@ def moved_starts(batch: FactorBatch | CorrelatedBatch, theta: Array) -> tuple[ND
 # ------------------------------------------------------------------------------------------------------------- screen
 
 
-def _points(
-    problem: CrossedProblem, structure: CovarianceStructure, terms: NDArray[np.intp], leaves: FactorLeaves,
-    parts: FactorParts,
-) -> Array:  # fmt: skip
+def _points(structure: CovarianceStructure, terms: NDArray[np.intp], leaves: FactorLeaves, parts: FactorParts) -> Array:
     """Points of the screen (n_points, n_terms), in the order of the terms; each sqrt(levels / n) is 1."""
     q = structure.q
     if q not in SIZES:
