@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,16 +29,22 @@ LARGE = 30.0
 """Standard deviation of a start, relative to what a group tells of it, from which smaller ones are tried."""
 
 
-def _given_start(engine: Engine, model: Model, start: ArrayLike, method: str | Callable[..., Any]) -> Array:
-    """Conditioned theta of a start, shrunk where it is very large and smaller ones are better.
+class _Asked(NamedTuple):
+    """What is asked of a fit: an estimable model, the criterion, how it is minimised; see `LinearMixedModel.fit`."""
 
-    A method of the caller's own is given the start as it is.
-    """
-    theta = model.conditioned_theta(start, "start")
-    if callable(method):
-        return theta
-    unit = float(np.sqrt(model.problem.levels.max() / model.problem.n))
-    return theta if np.abs(theta).max() <= LARGE * unit else shrunk_start(engine, theta)
+    model: Model
+    reml: bool
+    method: str | Callable[..., Any]
+    start: ArrayLike | None
+    options: dict[str, Any] | None
+
+
+class _Found(NamedTuple):
+    """What a fit is made of; the engine, where it stands at the optimum."""
+
+    optimum: Optimum
+    solution: Solution
+    engine: Engine | None = None
 
 
 def estimate(
@@ -67,14 +73,11 @@ def estimate(
         variance is zero.
     """
     model = model.estimable()
-    if method == "iterative":
-        return _by_iterations(kind, model, bool(reml), start, options)
-    if model.one_by_one:
-        by = _of_structure if model.sigma is None else _with_known_variance
-        return by(kind, model, bool(reml), method, start, options)
+    if method == "iterative" or model.one_by_one:
+        return _otherwise(kind, _Asked(model, bool(reml), method, start, options))
     problem, structure = linear_problem(model.problem), model.structure
     engine, levels = problem.criterion(), problem.levels
-    engine.reml = bool(reml)
+    engine.reml = reml
     if not reml:
         refuse_unbounded(problem.outside)
     with one_blas_thread(engine.serial):
@@ -104,76 +107,81 @@ def estimate(
     return kind(model, optimum, bool(reml), solution)
 
 
-def _by_iterations(
-    kind: Record[F], model: Model, reml: bool, start: ArrayLike | None, options: dict[str, Any] | None
-) -> F:
-    """`estimate` of crossed factors by conjugate gradients."""
-    from .iterative import iterated
+def _given_start(engine: Engine, model: Model, start: ArrayLike, method: str | Callable[..., Any]) -> Array:
+    """Conditioned theta of a start, shrunk where it is very large and smaller ones are better.
 
-    optimum, engine = iterated(model, reml, start, options)
-    found = kind(model, optimum, reml, Solution(*engine.solution()[:3]))
-    # the engine stands at the optimum already
-    found.__dict__["engine"] = engine
+    A method of the caller's own is given the start as it is.
+    """
+    theta = model.conditioned_theta(start, "start")
+    if callable(method):
+        return theta
+    unit = float(np.sqrt(model.problem.levels.max() / model.problem.n))
+    return theta if np.abs(theta).max() <= LARGE * unit else shrunk_start(engine, theta)
+
+
+def _otherwise(kind: Record[F], asked: _Asked) -> F:
+    """`estimate` of anything but free covariances of random effects and independent residuals of unknown variance."""
+    if asked.method == "iterative":
+        way = _by_iterations
+    elif asked.model.sigma is not None:
+        way = _with_known_variance
+    else:
+        way = _with_restricted_covariances if asked.model.structure.restricted else _with_structured_residuals
+    optimum, solution, engine = way(asked)
+    found = kind(asked.model, optimum, asked.reml, solution)
+    if engine is not None:
+        found.__dict__["engine"] = engine
     return found
 
 
-def _with_known_variance(
-    kind: Record[F],
-    model: Model,
-    reml: bool,
-    method: str | Callable[..., Any],
-    start: ArrayLike | None,
-    options: dict[str, Any] | None,
-) -> F:
-    """`estimate` where the residual variance is known."""
-    problem, engine = linear_problem(model.problem), model.criterion()
+def _by_iterations(asked: _Asked) -> _Found:
+    """The optimum of crossed factors by conjugate gradients."""
+    from .iterative import iterated
+
+    optimum, engine = iterated(asked.model, asked.reml, asked.start, asked.options)
+    return _Found(optimum, Solution(*engine.solution()[:3]), engine)
+
+
+def _with_known_variance(asked: _Asked) -> _Found:
+    """The optimum where the residual variance is known: from several starts, as few groups may leave several minima."""
+    model, reml, method, start, options = asked
+    problem, structure = linear_problem(model.problem), model.structure
+    engine = model.criterion()
     assert isinstance(engine, KnownVariance)
     engine.reml = reml
     with one_blas_thread():
         engine.refuse_unidentified(model.term_names)
         starts = [model.conditioned_theta(start, "start")] if start is not None else engine.starts(problem)
-        optimum = engine.lowest(problem, starts, method, options)
-        engine.evaluate(optimum.theta, 1)
-    return kind(model, optimum, reml, Solution(*engine.solution()[:3]))
+        found = [
+            optimize(engine, structure, problem.levels, problem.n, one, method, options, elsewhere=UNASKED)
+            for one in starts
+        ]
+        best = max(found, key=lambda one: (one.converged, -one.value))
+        engine.evaluate(best.theta, 1)
+    optimum = best._replace(n_evaluations=sum(one.n_evaluations for one in found))
+    return _Found(optimum, Solution(*engine.solution()[:3]))
 
 
-def _of_structure(
-    kind: Record[F],
-    model: Model,
-    reml: bool,
-    method: str | Callable[..., Any],
-    start: ArrayLike | None,
-    options: dict[str, Any] | None,
-) -> F:
-    """`estimate` where random effects have a restricted covariance, or residuals a structure."""
-    engine = model.problem.criterion()
-    engine.reml = reml
-    if not model.structure.restricted:
-        return _with_structured_residuals(kind, model, engine, method, start, options)
+def _with_restricted_covariances(asked: _Asked) -> _Found:
+    """The optimum where random effects have a restricted covariance."""
     from .restricted import restricted_optimum
 
+    engine = asked.model.problem.criterion()
+    engine.reml = asked.reml
     with one_blas_thread(engine.serial):
-        optimum = restricted_optimum(engine, model, method, start, options)
-    return kind(model, optimum, reml, Solution(*engine.solution()[:3]))
+        optimum = restricted_optimum(engine, asked.model, asked.method, asked.start, asked.options)
+    return _Found(optimum, Solution(*engine.solution()[:3]))
 
 
-def _with_structured_residuals(
-    kind: Record[F],
-    model: Model,
-    engine: Engine,
-    method: str | Callable[..., Any],
-    start: ArrayLike | None,
-    options: dict[str, Any] | None,
-) -> F:
-    """`estimate` for structured residuals."""
+def _with_structured_residuals(asked: _Asked) -> _Found:
+    """The optimum of structured residuals."""
     from ..engines.residual.problem import residual_problem
     from .structured import minimise_residual
 
-    problem = residual_problem(model.problem)
+    model, reml, method, start, options = asked
+    engine, problem = model.problem.criterion(), residual_problem(model.problem)
+    engine.reml = reml
     with one_blas_thread():
         first = problem.start(engine) if start is None else model.structured_theta(start, "start")
         optimum = minimise_residual(engine, problem, first, method, options, start is not None)
-    found = kind(model, optimum, engine.reml, Solution(*engine.solution()[:3]))
-    # the engine stands at the optimum already
-    found.__dict__["engine"] = engine
-    return found
+    return _Found(optimum, Solution(*engine.solution()[:3]), engine)
