@@ -162,6 +162,10 @@ class Elsewhere(NamedTuple):
         """Whether single groups tell so much of some directions that every rank is searched by itself."""
         return self.foremost is not None and len(self.foremost) > 0
 
+    def unbalanced(self) -> Elsewhere:
+        """The same for a criterion that is no more that of the design as it is, so that balance tells nothing of it."""
+        return Elsewhere(effort=EASY) if self.kind == "nothing" else self
+
 
 UNASKED = Elsewhere("unasked")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..engines.protocol import EASY, Elsewhere, linear_problem
+from ..engines.protocol import linear_problem
 from ..support.blas_threads import one_blas_thread
 from ..support.types import Array
 from .fit import Fit
@@ -45,9 +45,7 @@ def constrained(fit: Fit, L: Array) -> Optimum:
         with one_blas_thread():
             return known.lowest(problem, known.starts(problem, constrained=True))
     # scouts and relaxed problems know of no constraint, and what balances the data may not
-    elsewhere = problem.elsewhere()._replace(scout=None, relaxed=None)
-    if elsewhere.kind == "nothing":
-        elsewhere = Elsewhere(effort=EASY)
+    elsewhere = problem.elsewhere().unbalanced()._replace(scout=None, relaxed=None)
     with one_blas_thread(engine.serial):
         start = problem.start(engine)
         return optimize(engine, structure, problem.levels, problem.n, start, elsewhere=elsewhere)

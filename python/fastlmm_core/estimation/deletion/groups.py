@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ... import kernels
 from ...engines.one_factor.problem import one_factor
-from ...engines.protocol import EASY, HARD, UNASKED, Elsewhere
+from ...engines.protocol import HARD, UNASKED, Elsewhere
 from ...engines.starts import moment_start
 from ...errors import LMMError
 from ...kernels.deletions import refit_deletions
@@ -265,8 +265,7 @@ class _Refits:
     @cached_property
     def elsewhere(self) -> Elsewhere:
         """How to look for other minima without a group, or a row."""
-        found = self.problem.elsewhere()
-        return Elsewhere("search", EASY if found.kind == "nothing" else found.effort)
+        return Elsewhere(effort=self.problem.elsewhere().unbalanced().effort)
 
     def _exact(self, i: int, guess: Array, deficient: bool) -> None:
         """Optimise the criterion of deletion i over all groups."""
