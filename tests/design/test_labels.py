@@ -7,7 +7,7 @@ import pytest
 
 import fastlmm_core as flc
 from fastlmm_core import LinearMixedModel, RandomTerm
-from fastlmm_core.design.grouping import Codes, group_codes
+from fastlmm_core.design.grouping import Codes, alike_divided, group_codes
 from fastlmm_core.engines.choose import condition_factors
 from fastlmm_core.engines.crossed.problem import Factor
 
@@ -184,3 +184,14 @@ def test_codes_that_are_not_dense_end_in_an_error(fault, rows):
     ).structure
     with pytest.raises(flc.LMMError, match="internal error: the codes of the grouping factor 'a'"):
         condition_factors(y, ones, [Factor(ones, a, 10, "a"), Factor(ones, b, 4, "b")], None, None, structure)
+
+
+def test_factors_that_divide_the_rows_alike(rng):
+    index = rng.permutation(np.repeat(np.arange(9), 5))
+    assert alike_divided(index, rng.permutation(9)[index], 9)
+    other = index.copy()
+    # two rows change places, so that all levels still occur, as often as before
+    at = [np.flatnonzero(index == 0)[0], np.flatnonzero(index == 1)[0]]
+    other[at] = other[at[::-1]]
+    assert not alike_divided(index, other, 9)
+    assert not alike_divided(np.array([0, 0, 1, 2]), np.array([0, 1, 2, 2]), 3)

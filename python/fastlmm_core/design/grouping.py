@@ -19,7 +19,7 @@ from ..support.records import at_once
 from ..support.seals import own
 from ..tables.labels import label_codes, modest_range
 
-__all__ = ["Codes", "Factor", "Grouping", "group_codes", "sorted_groups"]
+__all__ = ["Codes", "Factor", "Grouping", "alike_divided", "group_codes", "sorted_groups"]
 
 
 @at_once
@@ -151,6 +151,13 @@ class Factor(NamedTuple):
     def columns(self) -> slice:
         """The columns of Z."""
         return slice(self.start, self.stop)
+
+
+def alike_divided(one: NDArray[np.intp], other: NDArray[np.intp], m: int) -> bool:
+    """Whether two factors of m levels, all of which occur, divide the rows alike: by the level of each row (n,)."""
+    of_one = np.empty(m, dtype=np.intp)
+    of_one[one] = other
+    return np.array_equal(of_one[one], other)
 
 
 def _runs(codes: NDArray[Any]) -> NDArray[np.int64] | None:

@@ -161,7 +161,8 @@ class GroupSlots:
             if fresh.any():
                 new = values[fresh]
                 if not (new[1:] > new[:-1]).all():
-                    new = np.unique(new)
+                    new = np.sort(new)
+                    new = new[np.append(True, new[1:] != new[:-1])]
                 self._table[new - self._base] = np.arange(self.n, self.n + len(new))
                 self._numbers.append(new)
                 self.n += len(new)

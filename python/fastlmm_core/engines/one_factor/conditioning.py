@@ -215,8 +215,9 @@ def _refuse_what_is_not_identified(
     def rows() -> tuple[list[GroupedColumns], Array, Array]:
         read = reader.whole()
         root = 1.0 if read.weights is None else np.sqrt(read.weights)[:, None]
-        place = np.zeros(read.n_slots, dtype=np.intp)
-        place[np.unique(read.codes) - read.base] = np.arange(m)
+        occurs = np.zeros(read.n_slots, dtype=bool)
+        occurs[read.codes - read.base] = True
+        place = np.cumsum(occurs) - 1
         names = default_names(read.Z) if z_names is None else tuple(z_names)
         columns = GroupedColumns(problem.conditioned_z(read.Z) * root, place[read.codes - read.base], m, name, names)
         return [columns], problem.conditioned_x(read.X) * root, read.Z

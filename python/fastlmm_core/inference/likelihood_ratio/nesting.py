@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ...design.grouping import alike_divided
 from ...design.streamed import named_columns
 from ...design.terms import TOLERANCE
 from ...engines.protocol import linear_engine
@@ -180,8 +181,7 @@ def same_grouping(one: Cone, other: Cone) -> bool:
         return one.factor == other.factor
     if one.index is other.index or np.array_equal(one.index, other.index):
         return True
-    pairs = np.unique(one.index * np.intp(other.n_groups) + other.index)
-    return len(pairs) == one.n_groups
+    return alike_divided(one.index, other.index, other.n_groups)
 
 
 def nest(small: Model | None, large: Model) -> Nesting | str:

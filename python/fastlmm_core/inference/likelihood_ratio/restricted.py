@@ -9,6 +9,7 @@ import numpy as np
 
 from ...covariance.effects.catalogue import of_effects_block
 from ...covariance.parameters import Block
+from ...design.grouping import alike_divided
 
 if TYPE_CHECKING:
     from ...estimation.model import Model
@@ -118,8 +119,8 @@ def _partner(small: Model, large: Model, block: Block, taken: set[int]) -> int |
             if own.name == grouping.name and names == large.exog_re_names[columns]:
                 return j
             continue
-        pairs = np.unique(own.index * np.intp(grouping.m) + grouping.index)
-        if len(pairs) == grouping.m and np.array_equal(small.exog_re[:, other.start : other.stop], Z):
+        alike = alike_divided(own.index, grouping.index, grouping.m)
+        if alike and np.array_equal(small.exog_re[:, other.start : other.stop], Z):
             return j
     return None
 
