@@ -1589,7 +1589,8 @@ class LMMResult(Fit):
             Values to be added instead of BLUPs, in the form of `random_effects`, taken as known: with a column set to
             0, a part of the effects.
         offset, weights : arrays, optional
-            Of the new rows (an offset given by column name is taken from `data`).
+            Of the new rows.  An offset given by column name is taken from `data`; so are weights, where `data` have the
+            column, and are 1 otherwise, those of a plain observation.
         ddf : {"satterthwaite", "kenward-roger", "kenward-roger-linear", "between-within", "residual", "normal"}
             Degrees of freedom of the intervals.  Satterthwaite: those of the estimated variance of the mean or, for a
             new observation, of its total variance (for a new subject x' var(beta^) x + z'Gz + sigma^2), by the delta
@@ -1804,7 +1805,7 @@ class LMMResult(Fit):
             Values that are kept instead of BLUPs, in the form of `random_effects`; those of levels that are not given
             are drawn.
         weights, offset : arrays, optional
-            Of the rows of `data`.
+            Of the rows of `data`; those given by column name for the model are taken from there.
         draw : str or callable
             As for `simulate_fit`.
         dropout : Dropout, optional

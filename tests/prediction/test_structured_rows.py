@@ -99,22 +99,18 @@ def test_rows_given_those_observed(case):
     old, new = rows_of(data, "fit"), data[data.role == "new"]
     mean, _, deviance, at = spread(fit, joint, data, old, "observation")
     covariance = dense.parameter_covariance(deviance, at, 1e-3, 2e-3)
-    given = {} if case[3] is None else {"weights": new.w.to_numpy()}
-    np.testing.assert_allclose(fit.predict(new, "all", "population", **given), mean, rtol=MEAN, atol=MEAN)
+    np.testing.assert_allclose(fit.predict(new, "all", "population"), mean, rtol=MEAN, atol=MEAN)
     for later in (False, True):
         observed = {}
         if later:
             if case[1] is not None and case[1].startswith("us@"):
                 continue  # sites are the subjects, and all are in the fit
             old, observed = rows_of(data, "fit", "later"), {"observed": data[data.role == "later"]}
-            if case[3]:
-                data = data.assign(w=np.where(data.role == "later", 1.0, data.w))  # those of a table have weight 1
-                joint = flc.lmm(case[0], data, residual=case[1], variance=case[2], weights=case[3])
         for interval, target in (("confidence", "given"), ("prediction", "observation")):
             if case[1] is None and interval == "confidence":
                 target = "effects"
             mean, variance, _, _ = spread(fit, joint, data, old, target)
-            found = fit.predict(new, "all", "population", interval, **observed, **given)
+            found = fit.predict(new, "all", "population", interval, **observed)
             seen = np.ones(len(new), dtype=bool)
             for f in fit.model.factors if fit.model.structure.q and interval == "confidence" else ():
                 # the effects of levels of which nothing is known are no part of a mean

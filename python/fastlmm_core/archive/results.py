@@ -131,6 +131,7 @@ def _formula(spec: Any) -> dict[str, Any]:
         "text": spec.formula,
         "library": spec.library,
         "offset": spec.offset_name,
+        "weights": spec.weights_name,
         "states": states,
         "integer_groups": sorted(spec.integer_groups),
         "reference": reference,
@@ -279,6 +280,7 @@ def _spec(found: dict[str, Any]) -> FormulaSpec:
         found["text"],
         found["library"],
         found["offset"],
+        found.get("weights"),
         tuple(
             state_of(state, side, reference if side is parsed.fixed else None)
             for state, side in zip(found["states"], sides, strict=True)

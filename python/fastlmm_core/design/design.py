@@ -40,6 +40,10 @@ class Specification(Protocol):
         """Column of the offset, where it was given by name."""
 
     @property
+    def weights_name(self) -> str | None:
+        """Column of the weights, where they were given by name."""
+
+    @property
     def reference(self) -> Mapping[str, Any]:
         """For each column of the fixed part its numbers or levels."""
 
@@ -70,6 +74,9 @@ class Specification(Protocol):
 
     def offset(self, new_data: Any) -> Array | None:
         """Offset of new data."""
+
+    def weights(self, new_data: Any) -> Array | None:
+        """Weights of new data."""
 
     def response(self, new_data: Any) -> Array:
         """Response of new data."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..design.residual import ResidualPart
 from ..errors import LMMError
 from ..support.arguments import outside
+from ..support.checks import row_values
 from ..tables.columns import Column, Table, first_rows
 from ..tables.lazy import collected
 from .coded_rows import Coding, coding_of
@@ -139,6 +140,8 @@ class FormulaSpec:
         Library of the caller's table.
     offset_name : str or None
         Column of the offset, where it was given by name.
+    weights_name : str or None
+        Column of the weights, where they were given by name.
     states : tuple
         For response, fixed part and each bar's left side formulaic's ModelSpec (transforms, levels, contrasts), or
         None where the part is made of plain numeric columns.
@@ -156,6 +159,7 @@ class FormulaSpec:
     formula: str
     library: str
     offset_name: str | None
+    weights_name: str | None
     states: tuple[Any, ...]
     integer_groups: frozenset[str]
     reference: Mapping[str, Numbers | tuple[Any, ...]]
@@ -239,6 +243,15 @@ class FormulaSpec:
         column = table.column(self.offset_name, "`offset`").settle()
         complete_rows([column], table.n_rows, "raise")
         return floats(column, None)
+
+    def weights(self, new_data: Any) -> Array | None:
+        """The weights of new data, None unless they were given as the name of a column that these have, too."""
+        table = Table.of(new_data, "new_data")
+        if self.weights_name is None or self.weights_name not in table:
+            return None
+        column = table.column(self.weights_name, "`weights`").settle()
+        complete_rows([column], table.n_rows, "raise")
+        return row_values(floats(column, None), f"the weights in column {self.weights_name!r}", table.n_rows, True)
 
 
 def model_data(
@@ -359,6 +372,7 @@ def model_data(
         formula,
         table.library,
         offset if isinstance(offset, str) else None,
+        weights if isinstance(weights, str) else None,
         tuple(states),
         frozenset(name for key in groups for name in key if is_integer(used[name])),
         {name: _typical(name, used[name], rows, x.state) for name in needed_columns(parsed.fixed, table)},

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["complete"]
 
 
-def complete(model: Model, data: Any, factors: tuple[str, ...]) -> CallerRows:
-    """Which rows of new data have all that predictions with the effects of some factors need.
+def complete(model: Model, data: Any, factors: tuple[str, ...], weights: bool) -> CallerRows:
+    """Which rows of new data have all that predictions with the effects of some factors, or the weights too, need.
 
     Raises
     ------
@@ -37,6 +37,8 @@ def complete(model: Model, data: Any, factors: tuple[str, ...]) -> CallerRows:
         names += [name for name in (part.time, part.subject.name, part.by) if name in table]
     if spec.offset_name is not None and spec.offset_name in table:
         names.append(spec.offset_name)
+    if weights and spec.weights_name is not None and spec.weights_name in table:
+        names.append(spec.weights_name)
     columns = [table.column(name).settle() for name in dict.fromkeys(names)]
     kept = complete_rows(columns, table.n_rows, "drop")
     return CallerRows(table.library, table.index, kept, table.n_rows, True)

@@ -184,6 +184,12 @@ def observed_rows(result: Fit, observed: Any, factors: tuple[str, ...]) -> NewRo
     """Observations of new levels, of which the means must be known."""
     model = result.model
     rows = read_rows(model, observed, "observed", factors, factors, response=True)
+    spec = model.spec
+    if rows.weights is None and spec is not None and spec.weights_name is not None:
+        raise LMMError(
+            f"the model has weights: give those of the observed rows in column {spec.weights_name!r} of observed "
+            "(1 for a plain observation)"
+        )
     lost = lost_columns(result, rows.X)
     if lost is not None and lost.any():
         where = first_rows(np.flatnonzero(lost.any(axis=1)))

@@ -102,7 +102,7 @@ def random_design(model: Model, data: Any, names: Collection[str] | None = None)
 
 def read_rows(
     model: Model, data: Any, argument: str, designs: Collection[str], groups: Collection[str],
-    response: bool = False,
+    response: bool = False, weights: bool = True,
 ) -> NewRows:  # fmt: skip
     """Read what is needed of new rows.
 
@@ -119,6 +119,8 @@ def read_rows(
         Grouping factors whose rows of Z, and whose labels, are needed.
     response : bool
         Whether y is needed.
+    weights : bool
+        Whether weights are wanted, where a table has the column that the model's weights are.
 
     Raises
     ------
@@ -131,11 +133,12 @@ def read_rows(
         table = Table(data, argument)
         fixed = model.spec.fixed(table)
         offset = model.spec.offset(table)
+        w = model.spec.weights(table) if weights else None
         y = model.spec.response(table) if response else None
         Z = random_design(model, table, designs) if designs else None
         found_labels = model.spec.group_labels(table, groups) if groups else {}
         library = model.library if table.library == "dict" else table.library
-        return NewRows(fixed, Z, found_labels, offset, CallerRows(library, table.index, None, len(fixed)), y)
+        return NewRows(fixed, Z, found_labels, offset, CallerRows(library, table.index, None, len(fixed)), y, w)
     names = ["X"] + ["Z"] * bool(designs) + ["groups"] * bool(groups) + ["y"] * response
     listed = ", ".join(names)
     if not hasattr(data, "keys"):
@@ -169,9 +172,9 @@ def read_rows(
             row = int(np.argwhere(~np.isfinite(values))[0, 0])
             raise LMMError(f"{argument}{key} has values that are not finite (first: row {row}); remove these rows")
     offset = row_values(data["offset"], f"{argument}['offset']", n) if "offset" in data else None
-    weights = row_values(data["weights"], f"{argument}['weights']", n, True) if "weights" in data else None
+    w = row_values(data["weights"], f"{argument}['weights']", n, True) if "weights" in data else None
     library = model.library if index is None else "pandas"
-    return NewRows(X, Z, labels, offset, CallerRows(library, index, None, n), found.get("['y']"), weights)
+    return NewRows(X, Z, labels, offset, CallerRows(library, index, None, n), found.get("['y']"), w)
 
 
 def _index_of_arrays(data: Any, argument: str) -> Any:

@@ -39,7 +39,7 @@ def on_rows(model: M, data: Any, weights: Any = None, offset: Any = None) -> M:
     every = tuple(f.grouping.name for f in model.factors) if model.structure.q else ()
     spec = model.spec
     response = "y" in data if spec is None and hasattr(data, "keys") else spec is None or spec.has_response(data)
-    rows = read_rows(model, data, "data", every, every, response)
+    rows = read_rows(model, data, "data", every, every, response, weights is None)
     part = model.design.residual
     placed = None if part is None else placed_rows(part, data, len(rows.X), "data")
     Z = np.zeros((len(rows.X), 0)) if rows.Z is None else rows.Z

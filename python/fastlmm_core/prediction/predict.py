@@ -109,7 +109,8 @@ def prediction(
         model = result.model
         chosen = tuple(f.grouping.name for f in model.factors) if interval == "prediction" else ()
         data = collected(data)
-        whole = complete(model, data, chosen or chosen_factors(model, effects))
+        asked = weights is None and _weights_matter(model, effects, interval)
+        whole = complete(model, data, chosen or chosen_factors(model, effects), asked)
         if offset is not None:
             offset = whole.values(offset, "offset")
         if weights is not None:
@@ -170,7 +171,9 @@ def predicted(
         )
     with_effects = chosen if model.structure.q else ()
     every = every if model.structure.q else ()
-    rows = read_rows(model, data, "data", every if interval == "prediction" else with_effects, with_effects)
+    designs = every if interval == "prediction" else with_effects
+    matter = weights is None and _weights_matter(model, effects, interval)
+    rows = read_rows(model, data, "data", designs, with_effects, weights=matter)
     given_offset = (
         rows.offset if offset is None else row_values(rows.caller.values(offset, "offset"), "offset", len(rows.X))
     )
@@ -178,6 +181,8 @@ def predicted(
         raise LMMError("the model has an offset: give that of the new rows as offset= (0 for none)")
     if weights is not None:
         weights = row_values(rows.caller.values(weights, "weights"), "weights", len(rows.X), True)
+    elif matter:
+        weights = rows.weights
     mean = quiet_product(rows.X, np.nan_to_num(result.beta))
     lost = None if rows.of_fit else lost_columns(result, rows.X)
     if lost is not None and lost.any():
@@ -364,3 +369,8 @@ def _effects_part(model: Model, rows: NewRows, levels: list[Index], values: tupl
         own = np.einsum("ij,ij->i", rows.Z[:, f.columns], b[position])
         out += np.where(position >= 0, own, 0.0)
     return out
+
+
+def _weights_matter(model: Model, effects: Any, interval: str | None) -> bool:
+    """Whether predictions depend on the weights of the rows: by the error of each, or what it shares with others."""
+    return interval == "prediction" or (model.design.residual is not None and effects != "population")

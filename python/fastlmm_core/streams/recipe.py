@@ -283,7 +283,15 @@ class Recipe:
                 kept = seen.levels[name]
                 reference[name] = (False, True) if all(isinstance(v, bool) for v in kept) else tuple(sorted(kept))
         return FormulaSpec(
-            self.formula, self.library, self.offset, self.states, self.integer_groups, reference, {}, dict(seen.gaps)
+            self.formula,
+            self.library,
+            self.offset,
+            self.weights,
+            self.states,
+            self.integer_groups,
+            reference,
+            {},
+            dict(seen.gaps),
         )
 
 
