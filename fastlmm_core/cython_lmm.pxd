@@ -1,8 +1,8 @@
 # Linear mixed models of one grouping factor for callers without the interpreter: Cython, C and numba.
 #
-# A problem is a struct of pointers to the caller's arrays.  Functions take no lock, raise nothing and allocate nothing but
-# in the work space that the caller gives, so that threads may call them side by side, each with a work space of its own.
-# The struct grows at its end only; `version` says how much of it the caller knows.
+# A problem is a struct of pointers to the caller's arrays.  Functions take no lock, raise nothing and allocate nothing
+# but in the work space that the caller gives, so that threads may call them side by side, each with a work space of its
+# own.  The struct grows at its end only; `version` says how much of it the caller knows.
 #
 #     cimport fastlmm_core.cython_lmm as lmm
 #

@@ -122,8 +122,8 @@ cdef class Shared:
             Overwritten with the other points of the screen from which a search may end at another minimum.
         known : tuple of arrays, optional
             Theta (count, n_par) and criterion (count,) of minima: a search that goes to one is broken off there, where
-            effects of a factor may be correlated.  Theta, the criterion and what tells of the search are then all that is
-            wanted.
+            effects of a factor may be correlated.  Theta, the criterion and what tells of the search are then all that
+            is wanted.
         """
         cdef Batch b = self.b
         cdef Given given = Given(NULL, NULL, NULL)
@@ -298,7 +298,8 @@ cdef class FactorBatch(Shared):
         return 0
 
     def moments(self, theta):
-        """What tests of fixed effects need of the design at thetas, along the variances of the terms relative to sigma^2.
+        """What tests of fixed effects need of the design at thetas,
+        along the variances of the terms relative to sigma^2.
 
         Parameters
         ----------

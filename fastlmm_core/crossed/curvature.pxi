@@ -79,7 +79,8 @@ cdef Py_ssize_t whole_levels(Py_ssize_t q) noexcept nogil:
 
 
 cdef void normal_of_one(Elimination* e, double* N, double* Y, double* X) noexcept nogil:
-    """N (n_slots, n_slots) for one factor in the chain and a tail of one core, but for what add_traces does not look at.
+    """N (n_slots, n_slots) for one factor in the chain and a tail of one core,
+    but for what add_traces does not look at.
 
     With Y_a = P_a B_a, Q = L S^-1 L' and T = L^-T (as far as L is not nearly singular; R = U U' projects on the rest)
 

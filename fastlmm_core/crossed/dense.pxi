@@ -7,8 +7,8 @@
 # the functions return that they have not finished; whoever takes the GIL back raises it (Objective.require_).
 #
 # uses   Elimination, Tail; in_tiles (tiles.pxi); gemm, times_right (curvature.pxi)
-# gives  factor_tail: S = R R' of the cores; half_solve, inverse_of, symmetric_product, times_symmetric, mirror; scale_tail,
-#        sandwich_tail; interrupted
+# gives  factor_tail: S = R R' of the cores; half_solve, inverse_of, symmetric_product, times_symmetric, mirror;
+#        scale_tail, sandwich_tail; interrupted
 
 cdef Py_ssize_t LARGE = 3000
 """Columns from which signals are asked for during the work on a core."""
@@ -288,7 +288,8 @@ cdef void sandwich_tail(Elimination* e, double* A, bint transposed) noexcept nog
             times_right(n - at - q, q, core + (at + q) * n + at, n, other, work)
 
 
-cdef void times_left(Py_ssize_t q, Py_ssize_t columns, double* M, double* A, Py_ssize_t ld, double* work) noexcept nogil:
+cdef void times_left(Py_ssize_t q, Py_ssize_t columns, double* M, double* A, Py_ssize_t ld,
+                     double* work) noexcept nogil:
     """A (q, columns) <- M A, in place; work: (q, columns)."""
     cdef Py_ssize_t i, j, r
     if columns > SMALL:

@@ -16,10 +16,10 @@
 #
 # Matrices are row by row; of symmetric ones of the cores only the lower triangle counts (LAPACK's upper one).
 #
-# uses   the structs; parts.h; multiply, conditional_covariance (small/conditional.pxd); eliminate_sparse (sparse.pxi); eliminate_together
-#        (together.pxi)
-# gives  restore, eliminate: M_a, P_a of the chain, and K of the cores; shrink, find_reach, crossed, add_rows, subtract_crossed,
-#        cover_by_rows
+# uses   the structs; parts.h; multiply, conditional_covariance (small/conditional.pxd); eliminate_sparse (sparse.pxi);
+#        eliminate_together (together.pxi)
+# gives  restore, eliminate: M_a, P_a of the chain, and K of the cores; shrink, find_reach, crossed, add_rows,
+#        subtract_crossed, cover_by_rows
 
 cdef inline void subtract_crossed(Py_ssize_t m, Py_ssize_t n, Py_ssize_t l, const double* A, Py_ssize_t lda,
                                   const double* B, double* out) noexcept nogil:

@@ -164,7 +164,8 @@ cdef read_lists(ProfiledEngine owner, Elimination* e, Py_ssize_t s, stage, layou
 
 
 cdef fill_up(ProfiledEngine owner, Elimination* e, stage):
-    """Products of the only factor of the chain with the core as one matrix, where it is wide and they are nearly all."""
+    """Products of the only factor of the chain with the core as one matrix,
+    where it is wide and they are nearly all."""
     cdef Stage* f = &e.stage[0]
     cdef Py_ssize_t w = e.core_size[0]
     if f.q < WIDE or len(stage.slots) < NEARLY_ALL * f.m * w:

@@ -137,7 +137,8 @@ def own_products(const Py_ssize_t[::1] codes, const double[:, ::1] Z, const doub
 
 def chain_products(const Py_ssize_t[::1] codes, const double[:, ::1] Z, const double[:, ::1] other,
                    double[:, :, ::1] out, Py_ssize_t column):
-    """Add Z_a'other_a to columns `column`.. of out (m, q, columns): the products of a level with one that contains it."""
+    """Add Z_a'other_a to columns `column`.. of out (m, q, columns):
+    the products of a level with one that contains it."""
     cdef Py_ssize_t i, a, b, n = codes.shape[0], q = Z.shape[1], r = other.shape[1]
     cdef double t
     with nogil:

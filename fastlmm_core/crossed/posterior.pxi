@@ -33,7 +33,8 @@ cdef bint covariances_of_cores(Elimination* e, double* sums, Py_ssize_t total, d
 
 
 cdef bint invert_cores(Elimination* e) noexcept nogil:
-    """The covariances in the place of S, as much of that as solutions need beside them, and N_bb of the levels in cores.
+    """The covariances in the place of S, as much of that as solutions need beside them,
+    and N_bb of the levels in cores.
 
     Returns False where a signal has raised an exception.
     """
@@ -175,7 +176,8 @@ cdef inline void close_level(Py_ssize_t q, const double* M, const double* P, con
             post[i] = M[i] + work[q * q + i]
 
 
-cdef inline void reach_ancestors(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a, const Reach* x) noexcept nogil:
+cdef inline void reach_ancestors(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a,
+                                 const Reach* x) noexcept nogil:
     """B Q (q, qc), and what the covariances of the ancestors with the tail add to the tail's part of B Q."""
     cdef Py_ssize_t qc = e.stage[s].qc, w = x.w, i, j, r, l, b = a, first = 0, second, stride
     cdef const Stage* above
@@ -224,7 +226,8 @@ cdef inline void reach_ancestors(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_
 
 cdef inline void cover_level(Py_ssize_t q, Elimination* e, Py_ssize_t s, Py_ssize_t a, double* N, double* post
                              ) noexcept nogil:
-    """N_aa and, unless `post` is NULL, the posterior covariance of level a; beyond the finest stage also that with its neighbours."""
+    """N_aa and, unless `post` is NULL, the posterior covariance of level a;
+    beyond the finest stage also that with its neighbours."""
     cdef Stage* f = &e.stage[s]
     cdef Py_ssize_t qc = f.qc, w, i, j, r
     cdef bint half = s == 0 and qc == 0 and e.block == NULL      # only B Q B' is wanted
@@ -291,7 +294,8 @@ cdef inline void keep_covariances(Py_ssize_t q, const Stage* f, Py_ssize_t a, co
             f.cov_panel[q * f.start[a] + i * x.w + j] = t
 
 
-cdef void covariances_of_chain(Elimination* e, double* sums, Py_ssize_t total, double* each, double* post) noexcept nogil:
+cdef void covariances_of_chain(Elimination* e, double* sums, Py_ssize_t total, double* each,
+                               double* post) noexcept nogil:
     """Posterior covariances of the chain, coarsest first; adds sum N_aa of each factor to sums (total, total).
 
     each, post : NULL, or (n_slots, total) arrays whose rows take N_aa and the posterior covariance of each level.

@@ -41,7 +41,8 @@ cdef struct Stage:
     const Py_ssize_t* entry     # place in nbr
     const Py_ssize_t* level
     bint rowwise                # the latter
-    double* whole               # (m q, n_tail) products with the only core, and work space like it, where all levels are
+    double* whole               # (m q, n_tail) products with the only core, and work space like it,
+                                # where all levels are
     double* product             # worked on at a time; NULL elsewhere
     double* quad                # (m, q, q) B Q B': all of it, or what the sparse levels give; NULL elsewhere
     double* reach               # like panel: B Q from the sparse levels, where that is wanted too
@@ -103,9 +104,11 @@ cdef struct Elimination:
     Py_ssize_t n_dense
     Py_ssize_t slots_of_cores   # columns of all cores
     double* K                   # the cores
-    double* S                   # Cholesky factors: in the place of K, unless that is wanted again as L is nearly singular
+    double* S                   # Cholesky factors: in the place of K,
+                                # unless that is wanted again as L is nearly singular
     double* second              # room for S beside K; NULL until it is wanted
-    double* cov                 # posterior covariances: in the place of S, of which the other triangle then holds as much
+    double* cov                 # posterior covariances: in the place of S,
+                                # of which the other triangle then holds as much
     bint inverted               # as solutions need, R_ij / R_jj; whether it does
     double* pivot               # (n_tail,) 1 / R_jj, then
     Py_ssize_t widest           # columns of a factor of the tail, at most
@@ -113,7 +116,8 @@ cdef struct Elimination:
     double* work                # like the largest core: only where L is nearly singular
     double* scratch
     double* partial             # (k, k)
-    double* block               # (widest, the larger of widest and columns), NULL where all factors of the chain are narrow
+    double* block               # (widest, the larger of widest and columns),
+                                # NULL where all factors of the chain are narrow
     int* place
     Py_ssize_t jobs             # threads that share the work on a large core
 

@@ -144,7 +144,8 @@ cdef void solve_tail(Elimination* e, Py_ssize_t c, double* V, double* U, double*
 
 
 cdef void backward(Elimination* e, Py_ssize_t c, double* V, double* U) noexcept nogil:
-    """E of the sparse levels and of the chain (into V) and posterior means (into U), once those of the cores are there."""
+    """E of the sparse levels and of the chain (into V) and posterior means (into U),
+    once those of the cores are there."""
     cdef Py_ssize_t s, l, a, b, i, j, r, q, qc, w, first
     cdef Stage* f
     cdef double* own

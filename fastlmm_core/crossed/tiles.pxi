@@ -1,7 +1,7 @@
 # Factorisation and inversion of a large core, tile by tile, on several threads.
 #
-# Tiles do not depend on the number of threads, and each is worked on by one thread with one BLAS thread: results are the
-# same to the last bit for any number.  The calling thread asks for signals between the columns of tiles; what an
+# Tiles do not depend on the number of threads, and each is worked on by one thread with one BLAS thread: results are
+# the same to the last bit for any number.  The calling thread asks for signals between the columns of tiles; what an
 # interrupt raises stays set (see dense.pxi).
 #
 # uses   parts.h; interrupted, LARGE, out_of_memory
@@ -123,8 +123,8 @@ cdef void inverse_times_column(void* job, Py_ssize_t part, Py_ssize_t worker) no
         memcpy(V + j * n, B + j * n + i, rows * sizeof(double))
     dtrmm(&left, &upper, &plain, &unit, &rows, &s.width, &one, s.A + i * (n + 1), &size, V, &size)
     if below > 0:
-        dgemm(&plain, &plain, &rows, &s.width, &below, &one, s.A + (i + rows) * n + i, &size, B + i + rows, &size, &one, V,
-              &size)
+        dgemm(&plain, &plain, &rows, &s.width, &below, &one, s.A + (i + rows) * n + i, &size, B + i + rows, &size, &one,
+              V, &size)
 
 
 cdef void times_diagonal(void* job, Py_ssize_t part, Py_ssize_t worker) noexcept nogil:

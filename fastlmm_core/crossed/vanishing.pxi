@@ -1,6 +1,6 @@
 # What the directions of the tail add in which L is nearly singular, so that N of them is K - K Q K and nothing that L
-# would be divided by.  They span few of a factor's columns as a rule: with U (q, r) an orthonormal basis of them for each
-# level, side by side, products with K are taken of K U alone.
+# would be divided by.  They span few of a factor's columns as a rule: with U (q, r) an orthonormal basis of them for
+# each level, side by side, products with K are taken of K U alone.
 #
 # uses   symmetric_product, times_symmetric, interrupted (dense.pxi), gemm, times_level (curvature.pxi)
 # gives  times_vanishing, spread_vanishing, project_columns, add_vanishing; count_vanishing, columns_at_a_time,
@@ -34,8 +34,8 @@ cdef void times_vanishing(const Elimination* e, Py_ssize_t first, Py_ssize_t sto
     for l in range(first, stop):
         g = &e.tail[e.block_tail[l]]
         if g.n_rest > 0:
-            times_level(1.0, Matrix(A + e.block_slot[l], rows, g.q, ld), Matrix(g.basis, g.q, g.n_rest, g.q), False, 0.0,
-                        Matrix(out + at, rows, g.n_rest, ldo))
+            times_level(1.0, Matrix(A + e.block_slot[l], rows, g.q, ld), Matrix(g.basis, g.q, g.n_rest, g.q), False,
+                        0.0, Matrix(out + at, rows, g.n_rest, ldo))
         at += g.n_rest
 
 
@@ -46,8 +46,8 @@ cdef void spread_vanishing(const Elimination* e, double alpha, Matrix D, double*
     for l in range(e.comp_block[1]):
         g = &e.tail[e.block_tail[l]]
         if g.n_rest > 0:
-            times_level(alpha, Matrix(D.at + at, D.rows, g.n_rest, D.ld), Matrix(g.basis, g.q, g.n_rest, g.q), True, 1.0,
-                        Matrix(out + e.block_slot[l], D.rows, g.q, ldo))
+            times_level(alpha, Matrix(D.at + at, D.rows, g.n_rest, D.ld), Matrix(g.basis, g.q, g.n_rest, g.q), True,
+                        1.0, Matrix(out + e.block_slot[l], D.rows, g.q, ldo))
         at += g.n_rest
 
 

@@ -1,5 +1,5 @@
-# Small dense algebra with a matrix in every lane: a Cholesky factor with right-hand sides, products, sums of outer products.
-# Sizes are constants where callers know them.
+# Small dense algebra with a matrix in every lane: a Cholesky factor with right-hand sides, products, sums of outer
+# products.  Sizes are constants where callers know them.
 
 
 cdef inline vec eliminate(Py_ssize_t q, vecu* W, Py_ssize_t n, vecu* Y, Py_ssize_t k, vecu* D, vecu* inverse

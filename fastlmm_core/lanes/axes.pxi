@@ -1,12 +1,13 @@
 # Principal axes of G^ as coordinates of a lane: F = B L(theta), B orthogonal.
 #
-# Beside a singular optimum the elements of a triangular L are bad coordinates: where an early pivot is small but its column
-# is not, the optimum lies in a narrow curved valley.  In the principal axes, largest first, what vanishes is the end of L:
+# Beside a singular optimum the elements of a triangular L are bad coordinates: where an early pivot is small but its
+# column is not, the optimum lies in a narrow curved valley.  In the principal axes, largest first,
+# what vanishes is the end of L:
 #
 #     column j of L zero, its rows from j on free:   d f / d L_ij = 0,   d^2 f / d L_ij d L_kj = 2 (B'S B)_ik
 #
-# so that the Hessian in theta is definite exactly where the slope S is so along what vanishes: a singular optimum is settled
-# where it lies, and left where it is none.  A lane whose axes are the identity moves as it would without any.
+# so that the Hessian in theta is definite exactly where the slope S is so along what vanishes: a singular optimum is
+# settled where it lies, and left where it is none.  A lane whose axes are the identity moves as it would without any.
 
 cdef double VANISHED = 1e-4
 """Standard deviation, times the root of the rows of a group, that counts as none beside an optimum."""
@@ -282,7 +283,8 @@ cdef bint raise_column(const Batch* d, Lanes* s, const double* trial, Py_ssize_t
     return True
 
 
-cdef void raise_columns(const Batch* d, Lanes* s, const vecu* trial, vec wanted, vecu* step, vec* decrement) noexcept nogil:
+cdef void raise_columns(const Batch* d, Lanes* s, const vecu* trial, vec wanted, vecu* step,
+                        vec* decrement) noexcept nogil:
     """Leave columns that are zero where the criterion falls along them, in lanes where `wanted` is positive.
 
     There Newton's step is none, and its decrement nothing to compare the next one with.

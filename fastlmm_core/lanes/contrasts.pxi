@@ -8,7 +8,8 @@
 
 
 cdef void along_theta(const Batch* d, Lanes* s, const vecu* c, const vecu* other, vecu* out) noexcept nogil:
-    """out = derivative of c_x'H_xx^-1 other_x in theta, up to H_xx^-1 at both ends: sum over D of (c'J_D other) jac_D."""
+    """out = derivative of c_x'H_xx^-1 other_x in theta, up to H_xx^-1 at both ends:
+    sum over D of (c'J_D other) jac_D."""
     cdef Py_ssize_t q = d.q, p = d.p, k = p + 1, n = d.n_par, alpha = 0, a, b, i, j, l, r
     cdef vecu* gram = <vecu*> s.f.gram
     cdef vecu* jac = <vecu*> s.f.jac
@@ -107,7 +108,8 @@ cdef void row_of(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t i, vec
         row[j] = t
 
 
-cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
+cdef void write_contrasts(const Batch* d, Lanes* s, const Outcome* out, Py_ssize_t first,
+                          Py_ssize_t count) noexcept nogil:
     """K, its slope, the shift and the Hessian at theta, for the lanes of one block."""
     cdef Py_ssize_t n = d.n_par, p = d.p, k = p + 1, m = out.m, i, j, l, lane
     cdef vecu* c = <vecu*> s.f.M

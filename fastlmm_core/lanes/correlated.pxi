@@ -1,27 +1,29 @@
-# Many responses on one design with several grouping factors, several at a time, where effects of a factor may be correlated:
-# the lanes are responses.
+# Many responses on one design with several grouping factors, several at a time, where effects of a factor may be
+# correlated: the lanes are responses.
 #
-# The levels of one factor, the leaves, have no rows in common; the effects of the other factors, the core, fall apart into
-# parts that share no leaf and no row.  Rows are whitened.  With F the factor of one level, G_l = F F', and V_1 = I + sum over
-# leaves of Z_l G_l Z_l', a leaf has R_l'R_l = Z_l'Z_l, U = R_l F, W_l = I + U U' = M M' and products c = R_l^-T Z_l'[Z_2 X y],
-# Z_2 the core; Y = M^-1 R_l, D = M^-1 c, and
+# The levels of one factor, the leaves, have no rows in common; the effects of the other factors, the core, fall apart
+# into parts that share no leaf and no row.  Rows are whitened.  With F the factor of one level, G_l = F F', and
+# V_1 = I + sum over leaves of Z_l G_l Z_l', a leaf has R_l'R_l = Z_l'Z_l, U = R_l F, W_l = I + U U' = M M' and products
+# c = R_l^-T Z_l'[Z_2 X y], Z_2 the core; Y = M^-1 R_l, D = M^-1 c, and
 #
 #     Z_l'V_1^-1 Z_l = Y'Y,    Z_l'V_1^-1 [Z_2 X y] = Y'D,    [Z_2 X y]'V_1^-1 [Z_2 X y] = within + sum D'D
 #
-# K is all of Z'V_1^-1 [Z_2 X y], the core's rows first; B = K_22.  With L_2 the factors of the core's levels side by side,
-# W = I + L_2'B L_2 = M M', S = M^-1 L_2', A = S K_.2' (of every effect of the part), for the columns k = [X y]
+# K is all of Z'V_1^-1 [Z_2 X y], the core's rows first; B = K_22.  With L_2 the factors of the core's levels side by
+# side, W = I + L_2'B L_2 = M M', S = M^-1 L_2', A = S K_.2' (of every effect of the part), for the columns k = [X y]
 #
 #     log|V| = sum log|W_l| + log|W|,      H = K_kk - (S K_2k)'(S K_2k)
 #     E = Z'V^-1 k = K_.k - K_.2 S'S K_2k,      N = Z'V^-1 Z = Z'V_1^-1 Z - A'A
 #
-# where Z'V_1^-1 Z is K_.2 for pairs with the core, Y'Y for a leaf with itself, and nothing for two leaves.  N is taken level by
-# level and never kept.  For directions D of the effects of factor f, F of those of g, with B = -N + E w w'E' (w of gls.pxi)
+# where Z'V_1^-1 Z is K_.2 for pairs with the core, Y'Y for a leaf with itself, and nothing for two leaves.  N is taken
+# level by level and never kept.  For directions D of the effects of factor f, F of those of g,
+# with B = -N + E w w'E' (w of gls.pxi)
 #
 #     d_D d = sum over levels of tr(D (N_ll - E_l M E_l'))
 #     d_D d_F d = sum over levels h of g and l of f of tr(B_hl D N_lh F) + (what gls.pxi gives)
 #
-# and the chain to theta is that of one factor: all effects side by side have one G^, zero between factors (see profile.pxi).
-# Theta is in units of sqrt(levels / n), in which the columns of Z are given; the factor of the leaves comes last.
+# and the chain to theta is that of one factor: all effects side by side have one G^, zero between factors
+# (see profile.pxi).  Theta is in units of sqrt(levels / n), in which the columns of Z are given;
+# the factor of the leaves comes last.
 
 cdef enum:
     MOST_WIDE = 4       # effects of a level: so many rows of N are summed in registers
@@ -57,8 +59,8 @@ cdef struct CorrelatedSpace:
     double* before      # (k,) numbers: diagonal of [X y]'[X y]
 
 
-cdef void lay_correlated(const Batch* b, const CorrelatedDesign* d, Lanes* s, CorrelatedSpace* w, Arena* arena, bint tests
-                         ) noexcept nogil:
+cdef void lay_correlated(const Batch* b, const CorrelatedDesign* d, Lanes* s, CorrelatedSpace* w, Arena* arena,
+                         bint tests) noexcept nogil:
     """Take the work space of a block of responses; `tests`: for the moments of a design."""
     cdef Py_ssize_t J = d.widest, p = b.p, k = p + 1, q = d.q_leaf, pairs = d.n_factors * (d.n_factors + 1) // 2
     cdef Py_ssize_t most = MOST_WIDE * MOST_WIDE * MOST_WIDE

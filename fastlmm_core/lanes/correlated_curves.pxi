@@ -1,12 +1,13 @@
-# Second derivatives of the criterion of correlated_sweeps.pxi, by the formulas of correlated.pxi: B (x) N is summed over the
-# pairs of levels of each two factors, N panel by panel, and contracted with the directions at last.
+# Second derivatives of the criterion of correlated_sweeps.pxi, by the formulas of correlated.pxi: B (x) N is summed
+# over the pairs of levels of each two factors, N panel by panel, and contracted with the directions at last.
 #
 # uses   Part, Level, Rows (correlated_sweeps.pxi); CorrelatedSpace
 # gives  sum_pairs
 
 
 cdef Py_ssize_t panel_of(CorrelatedSpace* w, const Part* own, Py_ssize_t at) noexcept nogil:
-    """Rows of N of the level at a place and those that follow it, up to four rows, to the end of the last; where that is."""
+    """Rows of N of the level at a place and those that follow it, up to four rows, to the end of the last;
+    where that is."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t J = own.J, columns = J + own.k, q = d.q_leaf, a, e, last = at, first, place
     cdef vecu* N = <vecu*> w.panel
@@ -62,7 +63,8 @@ cdef inline void add_pair(Py_ssize_t m, Py_ssize_t n, const Pair* pair, double s
             pos += m * n
 
 
-cdef inline void add_level(CorrelatedSpace* w, const Part* own, const Level* level, const vecu* N, Pair* pair) noexcept nogil:
+cdef inline void add_level(CorrelatedSpace* w, const Part* own, const Level* level, const vecu* N,
+                           Pair* pair) noexcept nogil:
     """B (x) N of a level, whose rows of N are given, with all before it and by half with itself."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t other = 0
@@ -90,7 +92,8 @@ cdef inline void add_level(CorrelatedSpace* w, const Part* own, const Level* lev
 
 
 cdef void curve_part(Lanes* s, CorrelatedSpace* w, const Part* own, Py_ssize_t first) noexcept nogil:
-    """B (x) N of all pairs of levels of a part, each once and levels with themselves by half; columns of w from `first` on."""
+    """B (x) N of all pairs of levels of a part, each once and levels with themselves by half;
+    columns of w from `first` on."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t k = own.k, at = 0, begin, last, e, j, l
     cdef vecu* F = <vecu*> w.F

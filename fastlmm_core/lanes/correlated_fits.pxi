@@ -1,7 +1,8 @@
-# The fits of many responses with several factors of correlated effects: the screen from which a search starts, the search, and
-# what tests need of the design.  The terms are those of correlated.pxi.
+# The fits of many responses with several factors of correlated effects: the screen from which a search starts, the
+# search, and what tests need of the design.  The terms are those of correlated.pxi.
 #
-# At a point of the screen V is the same for all responses.  Of t = (c_y of the leaves, what they leave of Z_2'y and X'y)
+# At a point of the screen V is the same for all responses.  Of
+# t = (c_y of the leaves, what they leave of Z_2'y and X'y)
 #
 #     y'V^-1 y - (X'V^-1 y)'(X'V^-1 X)^-1 (X'V^-1 y) = within_yy + sum c_y'W_l^-1 c_y - |rows t|^2
 #
@@ -71,8 +72,8 @@ cdef void theta_given(const Batch* b, Lanes* s, const Outcome* out, Py_ssize_t f
             s.theta[i * LANES + lane] = out.theta[(first + s.place[lane]) * b.n_par + i]
 
 
-cdef void refuse_large(const Batch* b, const CorrelatedDesign* d, Lanes* s, Fates* f, const Outcome* out, Py_ssize_t first
-                       ) noexcept nogil:
+cdef void refuse_large(const Batch* b, const CorrelatedDesign* d, Lanes* s, Fates* f, const Outcome* out,
+                       Py_ssize_t first) noexcept nogil:
     """Leave responses to the single fit where a level's variance is so large that K_22 - A'A loses digits."""
     cdef Py_ssize_t lane, i, a
     cdef double t
@@ -88,19 +89,20 @@ cdef void refuse_large(const Batch* b, const CorrelatedDesign* d, Lanes* s, Fate
 
 
 cdef enum:
-    SEARCHED = 12       # rounds of a search, and iterations of a round: lanes that need long would keep the others waiting
+    SEARCHED = 12       # rounds of a search, and iterations of a round:
+                        # lanes that need long would keep the others waiting
     ROUND = 5
 
 cdef double CARRIED_ON = 0.3
 """Length of the first step of a search from afar, and of a round but the first, relative to theta."""
 
 cdef double ALIKE = 0.02, NEARBY = 0.25
-"""Relative difference of elements of G at which a search has come to the minimum that is known, unless it is lower there;
-and at which it has where Newton's next step leads to the value of that minimum."""
+"""Relative difference of elements of G at which a search has come to the minimum that is known, unless it is lower
+there; and at which it has where Newton's next step leads to the value of that minimum."""
 
 
-cdef bint has_arrived(const Batch* b, const CorrelatedDesign* d, Lanes* s, Py_ssize_t lane, double value, double decrement
-                      ) noexcept nogil:
+cdef bint has_arrived(const Batch* b, const CorrelatedDesign* d, Lanes* s, Py_ssize_t lane, double value,
+                      double decrement) noexcept nogil:
     """Whether a search goes to the minimum that is known of its response: next to it, and no lower."""
     cdef const double* known = d.known + s.place[lane] * b.n_par
     cdef Py_ssize_t i, j
@@ -121,7 +123,8 @@ cdef bint has_arrived(const Batch* b, const CorrelatedDesign* d, Lanes* s, Py_ss
     return True
 
 
-cdef inline double product_of(const Batch* b, const double* theta, Py_ssize_t step, Py_ssize_t i, Py_ssize_t j) noexcept nogil:
+cdef inline double product_of(const Batch* b, const double* theta, Py_ssize_t step, Py_ssize_t i,
+                              Py_ssize_t j) noexcept nogil:
     """Element of G in the rows of two elements of theta."""
     cdef Py_ssize_t l, r
     cdef double t = 0.0
@@ -170,8 +173,8 @@ cdef void fit_correlated(const Batch* b, Lanes* s, CorrelatedSpace* w, Fates* f,
         finish_look(b, s, f, &d.screen, out)
 
 
-cdef void correlated_fit(const Batch* b, const CorrelatedDesign* d, const double* Y, Py_ssize_t n_responses, Py_ssize_t first,
-                         const Outcome* out, double* work) noexcept nogil:
+cdef void correlated_fit(const Batch* b, const CorrelatedDesign* d, const double* Y, Py_ssize_t n_responses,
+                         Py_ssize_t first, const Outcome* out, double* work) noexcept nogil:
     """Fit the rows of Y; results go to rows first, first + 1, ... of the outcome (see also Outcome.rows)."""
     cdef Lanes s
     cdef CorrelatedSpace w
@@ -203,8 +206,8 @@ cdef void correlated_fit(const Batch* b, const CorrelatedDesign* d, const double
 
 # -------------------------------------------------------------------------------------------------------------- moments
 
-cdef void ends_of(Py_ssize_t p, CorrelatedSpace* w, const Part* own, const Level* level, Py_ssize_t factor, const vecu* rows
-                  ) noexcept nogil:
+cdef void ends_of(Py_ssize_t p, CorrelatedSpace* w, const Part* own, const Level* level, Py_ssize_t factor,
+                  const vecu* rows) noexcept nogil:
     """sum over levels l of a factor, up to this level (half of itself), of N_hl[x, y] E_l[z, j]: (width, n, n, p)."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t k = own.k, n = d.column[factor + 1] - d.column[factor], other = 0, x, y, z, j
@@ -229,8 +232,8 @@ cdef void ends_of(Py_ssize_t p, CorrelatedSpace* w, const Part* own, const Level
                                                                + t * own.E[(before.at + z) * k + j])
 
 
-cdef void add_ends(Py_ssize_t p, CorrelatedSpace* w, const Part* own, const Level* level, Py_ssize_t factor, const vecu* rows
-                   ) noexcept nogil:
+cdef void add_ends(Py_ssize_t p, CorrelatedSpace* w, const Part* own, const Level* level, Py_ssize_t factor,
+                   const vecu* rows) noexcept nogil:
     """both[w, x, y, z, i, j] += E_h[w, i] N_hl[x, y] E_l[z, j] of a level h and the levels l of a factor."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t n = d.column[factor + 1] - d.column[factor], m = level.width, c, x, i, j
@@ -286,7 +289,8 @@ cdef void add_both(const Batch* b, CorrelatedSpace* w, const Py_ssize_t* F, cons
     cdef const vecu* both = (<vecu*> w.both) + triangle_place(g, f) * most * p * p
     for x in range(1 if F[0] == F[1] else 2):
         for y in range(1 if D[0] == D[1] else 2):
-            pos = (((F[x] - d.column[g]) * m + F[1 - x] - d.column[g]) * n + D[y] - d.column[f]) * n + D[1 - y] - d.column[f]
+            pos = (F[x] - d.column[g]) * m + F[1 - x] - d.column[g]
+            pos = (pos * n + D[y] - d.column[f]) * n + D[1 - y] - d.column[f]
             for i in range(p):
                 for j in range(p):
                     if turned:
@@ -295,8 +299,8 @@ cdef void add_both(const Batch* b, CorrelatedSpace* w, const Py_ssize_t* F, cons
                         out[i * p + j] = out[i * p + j] + both[(pos * p + i) * p + j]
 
 
-cdef void pair_moments(const Batch* b, Lanes* s, CorrelatedSpace* w, const CorrelatedMoments* out, Py_ssize_t k, Py_ssize_t l
-                       ) noexcept nogil:
+cdef void pair_moments(const Batch* b, CorrelatedSpace* w, const CorrelatedMoments* out, Py_ssize_t k,
+                       Py_ssize_t l) noexcept nogil:
     """X'V^-1 D_k V^-1 D_l V^-1 X, or its transpose, in w.ends (p, p)."""
     cdef Py_ssize_t i
     cdef Py_ssize_t F[2]
@@ -314,8 +318,8 @@ cdef void pair_moments(const Batch* b, Lanes* s, CorrelatedSpace* w, const Corre
         add_both(b, w, D, F, False, sums)
 
 
-cdef void write_design_moments(const Batch* b, Lanes* s, CorrelatedSpace* w, const CorrelatedMoments* out, Py_ssize_t first,
-                        Py_ssize_t count) noexcept nogil:
+cdef void write_design_moments(const Batch* b, Lanes* s, CorrelatedSpace* w, const CorrelatedMoments* out,
+                               Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """The moments of `count` lanes from row `first` on."""
     cdef Py_ssize_t p = b.p, k = p + 1, n = out.n, n_a = b.q * (b.q + 1) // 2, size = n * (n + 1) // 2
     cdef Py_ssize_t lane, i, j, t, u, l, r, pos
@@ -338,7 +342,7 @@ cdef void write_design_moments(const Batch* b, Lanes* s, CorrelatedSpace* w, con
                 for lane in range(count):
                     out.of.cross[(((first + lane) * n + t) * p + i) * p + j] = (<double*> &one)[lane]
         for u in range(t + 1):
-            pair_moments(b, s, w, out, t, u)
+            pair_moments(b, w, out, t, u)
             pos = triangle_place(out.row[t], out.col[t]) * n_a + triangle_place(out.row[u], out.col[u])
             for lane in range(count):
                 out.of.square[(first + lane) * size + triangle_place(t, u)] = -s.f.curve[pos * LANES + lane]
@@ -347,7 +351,8 @@ cdef void write_design_moments(const Batch* b, Lanes* s, CorrelatedSpace* w, con
     for lane in range(count):
         for i in range(p):
             for j in range(p):
-                out.of.half[((first + lane) * p + i) * p + j] = s.f.gls.inverse[(i * k + j) * LANES + lane] if j <= i else 0.0
+                out.of.half[((first + lane) * p + i) * p + j] = (
+                    s.f.gls.inverse[(i * k + j) * LANES + lane] if j <= i else 0.0)
 
 
 cdef void correlated_moments(const Batch* b, const CorrelatedDesign* d, const double* theta, Py_ssize_t count,

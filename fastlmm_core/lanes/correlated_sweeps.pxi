@@ -103,8 +103,8 @@ cdef void dot_rows(Py_ssize_t m, Py_ssize_t n, Py_ssize_t length, Rows a, Rows b
 
 # ------------------------------------------------------------------------------------------------------- the criterion
 
-cdef inline vec whiten_leaf(Py_ssize_t q, Py_ssize_t columns, const double* R, const Batch* b, Lanes* s, CorrelatedSpace* w
-                            ) noexcept nogil:
+cdef inline vec whiten_leaf(Py_ssize_t q, Py_ssize_t columns, const double* R, const Batch* b, Lanes* s,
+                            CorrelatedSpace* w) noexcept nogil:
     """Y, and D from c, of a leaf; the determinant |W_l|."""
     cdef Py_ssize_t a, c, l, pos = 0, first = b.q - q
     cdef vecu* Y = <vecu*> w.Y
@@ -193,8 +193,8 @@ cdef void add_across(CorrelatedSpace* w, const Part* own) noexcept nogil:
         i += m
 
 
-cdef void gather_correlated(const Batch* b, Lanes* s, CorrelatedSpace* w, const Part* own, Py_ssize_t part, vec* product,
-                            vec* exponent) noexcept nogil:
+cdef void gather_correlated(const Batch* b, Lanes* s, CorrelatedSpace* w, const Part* own, Py_ssize_t part,
+                            vec* product, vec* exponent) noexcept nogil:
     """K of a part, what the leaves leave of H, and the determinants of the leaves."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t J = own.J, p = b.p, columns = J + own.k, i, j, pos = d.square_at[part], leaf
@@ -270,7 +270,8 @@ cdef void set_factors(const Batch* b, Lanes* s, CorrelatedSpace* w, const Part* 
         at += level.width
 
 
-cdef void factor_core(const Batch* b, Lanes* s, CorrelatedSpace* w, const Part* own, vec* product, vec* exponent) noexcept nogil:
+cdef void factor_core(const Batch* b, Lanes* s, CorrelatedSpace* w, const Part* own, vec* product,
+                      vec* exponent) noexcept nogil:
     """W = M M' and S = M^-1 L_2', row by row of M; the determinant to product and exponent.
 
     `turned` is S', of which row c begins with the level of effect c; rows of S are `columns` apart.
@@ -367,7 +368,7 @@ cdef void turn_effects(CorrelatedSpace* w, const Part* own) noexcept nogil:
         e += m
 
 
-cdef void add_levels(const Batch* b, Lanes* s, CorrelatedSpace* w, const Part* own) noexcept nogil:
+cdef void add_levels(Lanes* s, CorrelatedSpace* w, const Part* own) noexcept nogil:
     """N_ll to sum_n and E_l E_l' to gram for the levels of a part."""
     cdef const CorrelatedDesign* d = w.d
     cdef Py_ssize_t J = own.J, k = own.k, columns = J + k, at = 0, a, c, i, j, l, pos
@@ -378,7 +379,8 @@ cdef void add_levels(const Batch* b, Lanes* s, CorrelatedSpace* w, const Part* o
     cdef Level level
     while at < own.effects:
         level = level_at(d, own, at)
-        dot_rows(level.width, level.width, J, rows_at(own.A + at * J, J), rows_at(own.A + at * J, J), rows_at(N, MOST_WIDE))
+        dot_rows(level.width, level.width, J, rows_at(own.A + at * J, J), rows_at(own.A + at * J, J),
+                 rows_at(N, MOST_WIDE))
         E = own.E + at * k
         for a in range(level.width):
             if at < J:
@@ -420,7 +422,7 @@ cdef void sweep_correlated(const Batch* b, Lanes* s, CorrelatedSpace* w, bint de
         solve_core(s, w, &own)
         if derivatives:
             turn_effects(w, &own)
-            add_levels(b, s, w, &own)
+            add_levels(s, w, &own)
     (<vecu*> s.f.gls.logdet)[0] = VEC_LOG(product) + exponent * M_LN2
 
 
@@ -435,5 +437,7 @@ cdef void evaluate_correlated(const Batch* b, Lanes* s, int order) noexcept nogi
         return
     sum_pairs(b, s, w, 0 if b.reml else b.p)
     directions_of(q, k, &s.f, directions)
-    gls_curve(k, q * (q + 1) // 2, &s.f.gls, 2.0, <vecu*> s.f.vectors, directions if b.reml else NULL, <vecu*> s.f.curve)
-    chain_hessian(q, &s.f.chain, <vecu*> s.f.factor, <vecu*> s.f.g, <vecu*> s.f.curve, <vecu*> s.f.jac, <vecu*> s.f.hess)
+    gls_curve(k, q * (q + 1) // 2, &s.f.gls, 2.0, <vecu*> s.f.vectors, directions if b.reml else NULL,
+              <vecu*> s.f.curve)
+    chain_hessian(q, &s.f.chain, <vecu*> s.f.factor, <vecu*> s.f.g, <vecu*> s.f.curve, <vecu*> s.f.jac,
+                  <vecu*> s.f.hess)

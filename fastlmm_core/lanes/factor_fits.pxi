@@ -82,7 +82,8 @@ cdef void start_at_lowest(const Batch* b, Lanes* s, const FactorScreen* screen, 
             out.chosen[s.place[lane] * wanted + i] = chosen[i + 1] if i + 1 < found else -1
 
 
-cdef void finish_look(const Batch* b, Lanes* s, const Fates* f, const FactorScreen* screen, const Outcome* out) noexcept nogil:
+cdef void finish_look(const Batch* b, Lanes* s, const Fates* f, const FactorScreen* screen,
+                      const Outcome* out) noexcept nogil:
     """How near the boundary is; what has not ended is left to a single fit."""
     cdef Py_ssize_t wanted = screen.limit + screen.spread, lane, i
     cdef vec rise

@@ -1,15 +1,17 @@
 # Many responses on one design with several grouping factors, several at a time: the lanes are responses.
 #
-# All random effects are independent: L is diagonal, G = diag(g), g_t = theta_t^2 for the effects of term t.  The levels of
-# one term, the leaves, have no rows in common; the effects of the other terms, the core, fall apart into parts that share
-# no leaf and no row.  Rows are whitened; a leaf with a = z'z has the unit vector u = z / sqrt(a) and products c = u'[Z_2 X y],
-# Z_2 the core.  With V_1 = I + g_0 Z_1 Z_1', what the leaves leave of the others (`within`), and s = 1 / (1 + g_0 a)
+# All random effects are independent: L is diagonal, G = diag(g), g_t = theta_t^2 for the effects of term t.  The levels
+# of one term, the leaves, have no rows in common; the effects of the other terms, the core, fall apart into parts that
+# share no leaf and no row.  Rows are whitened; a leaf with a = z'z has the unit vector u = z / sqrt(a) and products
+# c = u'[Z_2 X y], Z_2 the core.  With V_1 = I + g_0 Z_1 Z_1', what the leaves leave of the others (`within`),
+# and s = 1 / (1 + g_0 a)
 #
 #     B  = [Z_2 X y]'V_1^-1 [Z_2 X y]  = within + sum s c'c
 #     M' = -dB / dg_0                  = sum a s^2 c'c,        M'' = sum a^2 s^3 c'c
 #
 # where leaves with the same a (a pattern) share s, so that the sums over them are made once: they cost no more than the
-# patterns of a part (its pieces).  With W = I + L_2 B_22 L_2, P = (I + B_22 G_2)^-1 = L_2^-1 W^-1 L_2 and columns k = [X y]
+# patterns of a part (its pieces).  With W = I + L_2 B_22 L_2, P = (I + B_22 G_2)^-1 = L_2^-1 W^-1 L_2
+# and columns k = [X y]
 #
 #     log|V| = sum log(1 + g_0 a) + log|W|,           H = B_kk - (L_2 B_2k)'W^-1 (L_2 B_2k)
 #     E = P B_2k,  N = P B_22  (core);                T = G_2 E,  X = M'_2k - M'_22 T,  Y = P M'_22,  Q = G_2 P
@@ -18,12 +20,14 @@
 #     tr N_00 = sum a s - tr(Q M'_22),                |N_00|^2 = sum a^2 s^2 - 2 tr(Q M''_22) + tr(G_2 Y G_2 Y)
 #     |N_0t|^2 = tr_t(Y P')
 #
-# for J_t = sum E'D_t E and R_tu = E'D_t N D_u E of Z'V^-1[X y] and Z'V^-1 Z of all effects, by which (2 M = w w' of gls.pxi)
+# for J_t = sum E'D_t E and R_tu = E'D_t N D_u E of Z'V^-1[X y] and Z'V^-1 Z of all effects,
+# by which (2 M = w w' of gls.pxi)
 #
 #     d_t d      = tr N_tt - tr(M J_t)
 #     d_t d_u d  = -|N_tu|^2 + 2 tr(M R_tu) + (what gls.pxi gives)
 #
-# Only y differs between the lanes at one theta; theta is in units of sqrt(levels / n), in which the columns of Z are given.
+# Only y differs between the lanes at one theta; theta is in units of sqrt(levels / n),
+# in which the columns of Z are given.
 
 cdef enum:
     MOST_STARTS = 48
@@ -149,9 +153,10 @@ cdef void take_means(const Batch* b, const double* x, Lanes* s, vecu* rows) noex
             beta[j] = beta[j] + change[j]
 
 
-cdef void read_whitened(const Batch* b, Lanes* s, const double* x, const double* root, double* rows_out, const double* Y,
-                        vec* residual) noexcept nogil:
-    """Whitened residuals of the rows of Y at s.place, and their sum of squares; nothing where a response is constant."""
+cdef void read_whitened(const Batch* b, Lanes* s, const double* x, const double* root, double* rows_out,
+                        const double* Y, vec* residual) noexcept nogil:
+    """Whitened residuals of the rows of Y at s.place, and their sum of squares;
+    nothing where a response is constant."""
     cdef Py_ssize_t i, lane
     cdef vecu* rows = <vecu*> rows_out
     cdef vec t, first, spread, total

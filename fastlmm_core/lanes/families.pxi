@@ -12,7 +12,8 @@
 #     N = n - n Q n,   E <- E - n u,       M = L (I + L'A L)^-1 L',  P = I - A M = (I + A G)^-1
 #     Q <- M + P'Q P,  u <- u + G E                                                (for the level's children)
 #
-# uses   factor (packing.pxi), whiten (moments.pxi), chain_curve (family_curves.pxi); ChainStage, ChainSums, ChainColumns
+# uses   factor (packing.pxi), whiten (moments.pxi), chain_curve (family_curves.pxi); ChainStage, ChainSums,
+#        ChainColumns
 # gives  chain_pack, chain_up, chain_down (kernels of nested/engine.pyx); chain_square, chain_product, chain_parents
 
 

@@ -1,6 +1,7 @@
 # Second derivatives where factors are nested in each other, from the records that the sweeps of families.pxi leave.
 #
-# Sums along directions D, F of G (Z D Z' of every level of a stage) go up again: with n, M, P, Q of families.pxi, f = E w and
+# Sums along directions D, F of G (Z D Z' of every level of a stage) go up again: with n, M, P, Q of families.pxi,
+# f = E w and
 #
 #     F at this stage:   nu_F = n F n,       rho_F = n F f          A_F = sum nu_F, R_F = sum rho_F over the children
 #     F below:           nu_F = P A_F P',    rho_F = P R_F

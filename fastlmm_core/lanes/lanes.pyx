@@ -22,8 +22,8 @@ identity.)  A count differing from 1 stands for that many groups with the same A
 This file is compiled once per instruction set under different module names; it holds no
 policy, and no state but the table of its functions, to which each chapter adds its own.
 
-Its chapters are included, not imported, so that all of them are one translation unit: what runs in lanes is inlined with
-constant sizes, which modules of their own, or declarations shared between them, could not be.
+Its chapters are included, not imported, so that all of them are one translation unit: what runs in lanes is inlined
+with constant sizes, which modules of their own, or declarations shared between them, could not be.
 
     algebra                         small dense matrices, one in every lane
     packing, moments                cross-products to the packed form; sums over packed groups
@@ -33,12 +33,14 @@ constant sizes, which modules of their own, or declarations shared between them,
     sums                            the same, kept
     newton, axes, screen            their searches in lockstep, the axes of the steps, other minima
     contrasts, settling             functions of their coefficients; their fits from the first point to the report
-    problems, pairs, problem_fits, problem_moments      problems of their own designs, those with two effects, fits, moments
+    problems, pairs                 problems of their own designs, those with two effects
+    problem_fits, problem_moments   their fits, and moments
     responses_with_covariates, sweeps_with_covariates   those that share a design but for covariates
     balanced_lines                  those of balanced designs: where searches start, and which minima are the only ones
     elsewhere, closer               their other minima, and those of few groups
     factors, factor_sweeps, factor_fits     several grouping factors: sums, criterion, fits
-    correlated, correlated_sweeps, correlated_curves, correlated_fits   the same where effects of a factor may be correlated
+    correlated, correlated_sweeps, correlated_curves, correlated_fits
+                                    the same where effects of a factor may be correlated
     families, family_curves         factors nested in each other, and second derivatives
     deletions, series               fits without some groups; residuals that are correlated in time
 """
@@ -50,9 +52,9 @@ from libc.string cimport memset
 from fastlmm_core.lanes.deletions cimport DEFICIENT, FAR, FOUND, OPEN, TILE, DeletionWork, Deletions
 from fastlmm_core.lanes.kernels cimport (
     MOST_FEATURES, MOST_POINTS, PART, PROBLEM_SIZE, SAME, Batch, ChainColumns, ChainStage, ChainSums, CommonPoint,
-    CorrelatedDesign, CorrelatedMoments, DesignMoments, FactorDesign, FactorScreen, LaneKernels, LinesToRead, Outcome, OwnGroups,
-    PackedGroups, ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedLines, SharedScreen, Sums,
-    lane_kernels_name, lay_profile, sums_width, vec, vecu)
+    CorrelatedDesign, CorrelatedMoments, DesignMoments, FactorDesign, FactorScreen, LaneKernels, LinesToRead, Outcome,
+    OwnGroups, PackedGroups, ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedLines,
+    SharedScreen, Sums, lane_kernels_name, lay_profile, sums_width, vec, vecu)
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
 

@@ -163,7 +163,8 @@ cdef inline void add_tensor(Py_ssize_t n_a, const vecu* B, const vecu* N, vecu* 
 
 
 cdef inline void curvature_of(Py_ssize_t q, Py_ssize_t k, const PackedGroups* groups, Py_ssize_t first,
-                              const double* weight, const double* store, double* tensor, double* scratch) noexcept nogil:
+                              const double* weight, const double* store, double* tensor,
+                              double* scratch) noexcept nogil:
     cdef Py_ssize_t n_a = q * (q + 1) // 2, n_c = q * k, block, a, j, l, pos
     cdef vecu* F = <vecu*> scratch
     cdef vecu* B = F + n_c

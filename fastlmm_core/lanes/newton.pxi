@@ -1,7 +1,7 @@
 # The search of many responses: Newton's steps in lockstep, each lane within a trust region of its own.
 #
-# H is factored as L D L'; where a pivot is not positive its size stands for it.  A lane that has converged repeats its last
-# point.  What the columns of L do at the boundary, and in which axes they are taken, stands in axes.pxi.
+# H is factored as L D L'; where a pivot is not positive its size stands for it.  A lane that has converged repeats its
+# last point.  What the columns of L do at the boundary, and in which axes they are taken, stands in axes.pxi.
 
 
 cdef inline void solve_step(Py_ssize_t n, const vecu* hess, const vecu* grad, vecu* L, vecu* d, vecu* step,
@@ -87,11 +87,12 @@ cdef double PLAY_OF_VALUES = 1e-9
 """Rounding error of the difference of two values of a criterion."""
 
 
-cdef inline vec foretold(const Batch* d, const Lanes* s, vec value, vec decrement, vec definite, const vecu* step) noexcept nogil:
+cdef inline vec foretold(const Batch* d, const Lanes* s, vec value, vec decrement, vec definite,
+                         const vecu* step) noexcept nogil:
     """Positive where a Newton step from s.trial leads to the minimum that is known, by its value and its place.
 
-    The criterion is to fall by half the square of the decrement, and what is left of the way, measured by the Hessian, is to
-    be a small part of the step.  Columns of theta count up to their signs.
+    The criterion is to fall by half the square of the decrement, and what is left of the way, measured by the Hessian,
+    is to be a small part of the step.  Columns of theta count up to their signs.
     """
     cdef Py_ssize_t n = d.n_par, i, j, at
     cdef const vecu* trial = <const vecu*> s.trial
@@ -204,7 +205,8 @@ cdef void advance(const Batch* d, Lanes* s, March* m, vec young, int* evaluation
 
 cdef void minimize_lanes(const Batch* d, Lanes* s, Py_ssize_t limit, vec* finished, vec* decrement_out, int* evaluations
                          ) noexcept nogil:
-    """Newton in lockstep from s.theta, up to `limit` times; leaves the evaluation at s.theta in s.f where it has ended."""
+    """Newton in lockstep from s.theta, up to `limit` times; leaves the evaluation at s.theta in s.f
+    where it has ended."""
     cdef Py_ssize_t iteration, lane, ended
     cdef March m
     begin_march(d, s, &m)

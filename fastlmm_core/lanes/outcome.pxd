@@ -13,8 +13,10 @@ cdef inline int start_from(Batch* b, const double[:, ::1] starts, Py_ssize_t cou
     return 0
 
 
-cdef inline int write_to(Outcome* out, into, Py_ssize_t first, Py_ssize_t count, Py_ssize_t p_full, bint brief) except -1:
-    """Let fits of `count` responses be written to the arrays of a BatchResults from row `first` on, and nothing else."""
+cdef inline int write_to(Outcome* out, into, Py_ssize_t first, Py_ssize_t count, Py_ssize_t p_full,
+                         bint brief) except -1:
+    """Let fits of `count` responses be written to the arrays of a BatchResults from row `first` on,
+    and nothing else."""
     cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df
     cdef double[::1] sigma2 = into.sigma2, value = into.value, decrement = into.decrement
     cdef int[::1] status = into.status, evaluations = into.evaluations
@@ -41,7 +43,8 @@ cdef inline int write_to(Outcome* out, into, Py_ssize_t first, Py_ssize_t count,
 
 
 cdef inline int look_at(Outcome* out, look, Py_ssize_t count, Py_ssize_t width, Py_ssize_t n_points) except -1:
-    """Let what a screen of `n_points`, if there is one, and the Hessian tell be written to the arrays of a BatchLook."""
+    """Let what a screen of `n_points`, if there is one, and the Hessian tell be written to the
+    arrays of a BatchLook."""
     cdef int[:, ::1] chosen
     cdef double[::1] rise, worth
     cdef double[:, ::1] values

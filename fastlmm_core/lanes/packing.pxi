@@ -215,8 +215,8 @@ cdef void factor(const Shape* shape, const RawGroups* groups, double* packed, do
     """Rotate and factor groups.
 
     Overwrites packed (blocks, stride, LANES) with R, c and 1 per group (0 in the padding), for Z T_z and [X y] T_x;
-    adds sum c'c to within (k(k+1)/2), part by part, unless that is NULL.  T_x may be NULL, where C has been turned already.
-    scratch: LANES (q^2 + q k + 2 q + k(k+1)/2) doubles.
+    adds sum c'c to within (k(k+1)/2), part by part, unless that is NULL.  T_x may be NULL, where C has been turned
+    already.  scratch: LANES (q^2 + q k + 2 q + k(k+1)/2) doubles.
     """
     # constant sizes let the compiler unroll the shapes that nearly everyone uses
     if shape.q == 1 and shape.k == 2:

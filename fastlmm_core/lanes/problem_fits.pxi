@@ -1,8 +1,8 @@
 # Fits of problems of their own: first searches of all, then those from other valleys and beside the boundary.
 #
 # Searches of any problems stand side by side.  All are pursued for a few iterations, those that have not ended go on
-# together, and once more without a limit (see settling.pxi); starts elsewhere are gathered on the way, and the minimum of a
-# problem is exchanged where one of these searches ends lower.
+# together, and once more without a limit (see settling.pxi); starts elsewhere are gathered on the way, and the minimum
+# of a problem is exchanged where one of these searches ends lower.
 
 # What becomes of the problems of a call.
 cdef struct ProblemFits:
@@ -54,8 +54,8 @@ cdef struct ProblemBlock:
     double* work            # of this block
 
 
-cdef void load_block(const Batch* d, const ProblemSums* sums, const Py_ssize_t* problem, Py_ssize_t count, ProblemBlock* b
-                     ) noexcept nogil:
+cdef void load_block(const Batch* d, const ProblemSums* sums, const Py_ssize_t* problem, Py_ssize_t count,
+                     ProblemBlock* b) noexcept nogil:
     """The first of `count` problems to the lanes; lanes beyond the last one repeat it."""
     cdef Py_ssize_t lane
     b.s.used = min(count, LANES)
@@ -87,8 +87,8 @@ cdef void come_to(const Batch* d, Lanes* s, const vecu* theta) noexcept nogil:
 
 cdef void settle_problems(const Batch* d, ProblemBlock* b, int round_, const double* minima, const double* lowest
                           ) noexcept nogil:
-    """A round of the search of a block from s.theta, which ends where it goes to the minimum that is known: `minima` of all
-    problems and the criterion there, or NULL."""
+    """A round of the search of a block from s.theta, which ends where it goes to the minimum that is known: `minima` of
+    all problems and the criterion there, or NULL."""
     cdef Py_ssize_t lane
     if round_ > 0 and can_turn(d):
         turn_all(d, &b.s)
@@ -200,7 +200,8 @@ cdef void make_searches(const Batch* d, const ProblemSums* sums, const Screen* s
         now.count = left
 
 
-cdef Py_ssize_t keep_open(const Batch* d, const ProblemBlock* b, int round_, Py_ssize_t left, Searches* now) noexcept nogil:
+cdef Py_ssize_t keep_open(const Batch* d, const ProblemBlock* b, int round_, Py_ssize_t left,
+                          Searches* now) noexcept nogil:
     """Searches of a block that go on, behind the `left` that do so before it; how many do so then."""
     cdef Py_ssize_t lane, kept = now.count
     now.count = left
@@ -241,8 +242,8 @@ cdef void exchange(const Batch* d, const ProblemSums* sums, const Screen* screen
         at += s.used
 
 
-cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* screen, Py_ssize_t count, const Outcome* out,
-                       double* work) noexcept nogil:
+cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* screen, Py_ssize_t count,
+                       const Outcome* out, double* work) noexcept nogil:
     """Fit problems; results go to the rows of the outcome (see also Outcome.rows)."""
     cdef ProblemBlock b
     cdef ProblemFits fits

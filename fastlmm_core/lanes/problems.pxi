@@ -1,7 +1,8 @@
 # Many problems, each with its own design, several at a time: the lanes are problems.
 #
-# The groups of the problems of a block stand side by side, group by group; what has fewer is filled up with zeros, which
-# add nothing to any sum.  The search is that of newton.pxi.  Indices are proven by the caller (see one_factor/each.pyx).
+# The groups of the problems of a block stand side by side, group by group; what has fewer is filled up with zeros,
+# which add nothing to any sum.  The search is that of newton.pxi.  Indices are proven by the caller
+# (see one_factor/each.pyx).
 
 cdef void lay_problems(const Batch* d, const Screen* screen, Py_ssize_t m, Lanes* s, OwnGroups* own, Minima* found,
                        Arena* arena) noexcept nogil:
@@ -41,8 +42,8 @@ cdef inline void spread_lanes(const ProblemSums* sums, Py_ssize_t n, int which, 
             vectors[i * LANES + lane] = source[i]
 
 
-cdef inline void read_problems(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, Py_ssize_t g, double* full, double* C
-                               ) noexcept nogil:
+cdef inline void read_problems(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, Py_ssize_t g, double* full,
+                               double* C) noexcept nogil:
     """A (both triangles) and C of group g of each problem; zeros where it has fewer."""
     cdef Py_ssize_t line = q * (q + 1) // 2 + q * k + 1, lane, a, b, j, pos
     cdef const double* source
@@ -198,7 +199,8 @@ cdef double MOSTLY_BETWEEN = 1e-6
 
 cdef void leave_unidentified(Py_ssize_t q, Py_ssize_t k, const ProblemSums* sums, Fates* f, OwnGroups* own
                              ) noexcept nogil:
-    """Lanes of which it does not show that parameters are identified get a status (see `vary_freely`, newton/screen.pyx)."""
+    """Lanes of which it does not show that parameters are identified get a status
+    (see `vary_freely`, newton/screen.pyx)."""
     cdef Py_ssize_t n_a = q * (q + 1) // 2, stride = n_a + q * k, line = stride + 1
     cdef Py_ssize_t lane, g, a, at, m, found, wanted
     cdef double least

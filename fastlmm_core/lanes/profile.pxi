@@ -55,13 +55,15 @@ cdef inline void value_of(Py_ssize_t q, Py_ssize_t k, Profile* f, int order) noe
         first_derivatives(q, k, f)
 
 
-cdef inline vecu* tensor_at(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d) noexcept nogil:
+cdef inline vecu* tensor_at(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c,
+                            Py_ssize_t d) noexcept nogil:
     cdef Py_ssize_t i = a * (a + 1) // 2 + b if a >= b else b * (b + 1) // 2 + a
     cdef Py_ssize_t j = c * (c + 1) // 2 + d if c >= d else d * (d + 1) // 2 + c
     return (<vecu*> f.tensor) + i * n_a + j
 
 
-cdef inline void add_product(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d, vecu* out) noexcept nogil:
+cdef inline void add_product(Py_ssize_t n_a, Profile* f, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c, Py_ssize_t d,
+                             vecu* out) noexcept nogil:
     """Add half of sum tr(B D N F) for the symmetric unit directions D = (a, b), F = (c, d)."""
     cdef vec t
     t = tensor_at(n_a, f, d, a, b, c)[0]

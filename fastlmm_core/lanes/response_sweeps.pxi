@@ -1,5 +1,5 @@
-# The criterion of many responses on one design, with its derivatives, from the sums that responses.pxi makes: a sweep over
-# the patterns of the groups, and one for second derivatives.
+# The criterion of many responses on one design, with its derivatives, from the sums that responses.pxi makes: a sweep
+# over the patterns of the groups, and one for second derivatives.
 #
 # uses   Lanes (responses.pxi), profile_value, gls_curve, chain_hessian (profile.pxi)
 # gives  sweep_design, evaluate_responses

@@ -1,7 +1,8 @@
 # Responses that are drawn by what a fit sees of them: their scores.
 #
-# A response y - X beta = Z b + e of a design enters its fit by c_y of the columns of the patterns, the cross-products of
-# c_y among the other groups of each pattern, X'y within groups and y'y.  For normal b and e, with W_k = I + R_k L L' R_k',
+# A response y - X beta = Z b + e of a design enters its fit by c_y of the columns of the patterns, the cross-products
+# of c_y among the other groups of each pattern, X'y within groups and y'y.  For normal b and e,
+# with W_k = I + R_k L L' R_k',
 #
 #     c_y of a column = S z,  S S' = sigma^2 W_k,  z normal;
 #     cross-products of the rest = S T T' S', T T' ~ Wishart(I, groups - columns): T is triangular, with roots of

@@ -29,7 +29,8 @@ cdef inline void side_by_side(Py_ssize_t size, const double* rows, Py_ssize_t fi
                 to[j * LANES + lane] = 0.0
 
 
-cdef inline void times(Py_ssize_t n, Py_ssize_t l, Py_ssize_t p, const vecu* A, const vecu* B, vecu* out) noexcept nogil:
+cdef inline void times(Py_ssize_t n, Py_ssize_t l, Py_ssize_t p, const vecu* A, const vecu* B,
+                       vecu* out) noexcept nogil:
     """out (n, p) = A (n, l) B (l, p)."""
     cdef Py_ssize_t i, j, s
     cdef vec t
@@ -53,7 +54,8 @@ cdef inline void times_t(Py_ssize_t n, Py_ssize_t p, const vecu* A, const vecu* 
             out[i * p + j] = t
 
 
-cdef inline double series_reduce_of(Py_ssize_t q, const SeriesWork* w, const double* triangle, double* H) noexcept nogil:
+cdef inline double series_reduce_of(Py_ssize_t q, const SeriesWork* w, const double* triangle,
+                                    double* H) noexcept nogil:
     cdef Py_ssize_t c = w.c, K = q + c, block, a, b, j, l
     cdef vecu* rows = <vecu*> w.work
     cdef vecu* U = rows + q * K
@@ -108,8 +110,8 @@ cdef double series_reduce(const SeriesWork* w, const double* triangle, double* H
     return series_reduce_of(w.q, w, triangle, H)
 
 
-cdef inline void series_effects(Py_ssize_t q, const SeriesWork* w, Py_ssize_t block, const double* turn, vecu* P, vecu* U
-                                ) noexcept nogil:
+cdef inline void series_effects(Py_ssize_t q, const SeriesWork* w, Py_ssize_t block, const double* turn, vecu* P,
+                                vecu* U) noexcept nogil:
     """N, Q and T of a block, which stay with the work space, P and U_z = -G Q."""
     cdef Py_ssize_t c = w.c, a, j, l
     cdef vecu* N = (<vecu*> w.N) + block * q * q
@@ -220,7 +222,8 @@ cdef inline void series_weigh_of(Py_ssize_t q, const SeriesWork* w, const Series
                 own = (<vecu*> w.E) + (block * k + b) * q * c
                 for e in range(q):
                     for l in range(c):
-                        bent[(a * k + b) * c + l] = (bent[(a * k + b) * c + l] + U[e * c + l] * (E[e * c + l] + F[e * c + l])
+                        bent[(a * k + b) * c + l] = (bent[(a * k + b) * c + l]
+                                                     + U[e * c + l] * (E[e * c + l] + F[e * c + l])
                                                      - 2.0 * (left[e * c + l] * own[e * c + l]))
                     for j in range(q):
                         trace[a * k + b] = (trace[a * k + b] + P[e * q + j] * A[j * K + e]

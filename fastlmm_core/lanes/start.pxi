@@ -4,8 +4,8 @@
 #
 #     N_i = B_i R,    E_i = B_i c_x,    r^2 = y'Py,    f_i = Z_i'Py = B_i c_y - E_i beta
 #
-# the slope of the criterion along D of G^ is tr(PV_D) - (nu / r^2) s_D, s_D = sum f'D f, and its second derivative along
-# D and F, sigma^2 profiled out,
+# the slope of the criterion along D of G^ is tr(PV_D) - (nu / r^2) s_D, s_D = sum f'D f, and its second derivative
+# along D and F, sigma^2 profiled out,
 #
 #     -tr(PV_D PV_F) + 2 (nu / r^2) sum f'D (N F f - E K sum E'F f) - (nu / r^4) s_D s_F,    K = (X'V^-1 X)^-1
 #
@@ -65,8 +65,8 @@ cdef inline void solve_start(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* 
     r2[0] = total - size
 
 
-cdef inline void sum_start(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s, const vecu* beta, vecu* work, vecu* sums
-                           ) noexcept nogil:
+cdef inline void sum_start(Py_ssize_t q, Py_ssize_t p, const Batch* d, Lanes* s, const vecu* beta, vecu* work,
+                           vecu* sums) noexcept nogil:
     """s.store: f of each column, then B S B' of each pattern with a rest S; sums (n_a,) = s_D of the unit directions.
 
     work: q^2 vectors.
@@ -215,15 +215,17 @@ cdef void square_at_start(const Batch* d, Lanes* s, vecu* beta, vecu* work, vecu
 
 
 cdef void step_of_scoring(const Batch* d, Lanes* s, vecu* change, vecu* work) noexcept nogil:
-    """change (1 + n_a,) in sigma^2 and vech(C), C = sigma^2 G^, from the common point, sigma^2 = r^2 / nu there taken as 1.
+    """change (1 + n_a,) in sigma^2 and vech(C), C = sigma^2 G^, from the common point,
+    sigma^2 = r^2 / nu there taken as 1.
 
     With I the expected information, g the slope and H the second derivatives,
 
         s = -I^-1 g,      s - I^-1 (H s + g - 2 tr(P V_a P V_s P V_s)),   V_s = sum of s_b V_b
 
-    The first is a step of scoring: it ends at the optimum where all groups have the same Z_i'Z_i and X tells nothing that
-    Z does not.  The second is what the next terms of the expansion of the slope about the point leave elsewhere, with
-    the third derivatives by their expectation, E d_abc = -4 tr(P V_a P V_b P V_c): where scoring is exact they cancel.
+    The first is a step of scoring: it ends at the optimum where all groups have the same Z_i'Z_i and X tells nothing
+    that Z does not.  The second is what the next terms of the expansion of the slope about the point leave elsewhere,
+    with the third derivatives by their expectation, E d_abc = -4 tr(P V_a P V_b P V_c):
+    where scoring is exact they cancel.
 
     work: see `start_size`.
     """
@@ -281,7 +283,8 @@ cdef void bend_step(const Batch* d, Lanes* s, vecu* change, vecu* work, vec r2) 
         curve_start(3, p, d, s, T, T + 9, curve)
     else:
         curve_start(q, p, d, s, T, T + q * q, curve)
-    # H s: with t = log sigma^2 the criterion is nu t + r^2(G^) e^-t + log|V| + ..; u: the change of log r^2 less that of t
+    # H s: with t = log sigma^2 the criterion is nu t + r^2(G^) e^-t + log|V| + ..;
+    # u: the change of log r^2 less that of t
     e[0] = VEC_SET(0.0) - change[0] * g[0] - nu * u
     for i in range(n_a):
         t = nu * inverse * (2.0 * curve[i] + sums[i] * change[0])

@@ -1,8 +1,9 @@
 # Responses that are read once: what all their searches need of them.
 #
-# A line holds what `read_responses` leaves: c_y of the columns (n_columns, q), the rest of each pattern of several groups
-# (n_a,), X'y within groups and y'y there (p + 1,), the coefficients of least squares (p,), y'y less what X explains, and
-# what was taken from the response, last.  Numbers are those that a search would find itself, to the last bit.
+# A line holds what `read_responses` leaves: c_y of the columns (n_columns, q), the rest of each pattern of several
+# groups (n_a,), X'y within groups and y'y there (p + 1,), the coefficients of least squares (p,), y'y less what X
+# explains, and what was taken from the response, last.  Numbers are those that a search would find itself,
+# to the last bit.
 
 
 cdef inline void keep_vectors(const Lanes* s, const double* values, Py_ssize_t count, Py_ssize_t width, double* out

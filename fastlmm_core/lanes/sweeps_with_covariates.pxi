@@ -1,4 +1,5 @@
-# The criterion of responses with covariates of their own, and what is known of its minima, see responses_with_covariates.pxi.
+# The criterion of responses with covariates of their own, and what is known of its minima, see
+# responses_with_covariates.pxi.
 
 cdef void lay_lines(const Batch* d, Lanes* s, OwnGroups* own, Arena* arena) noexcept nogil:
     """Take the work space of a block of such responses, beside that of any problems."""
@@ -74,7 +75,8 @@ cdef void square_of_line(const Batch* d, Lanes* s, const OwnGroups* own, const v
 cdef void start_lines(const Batch* d, Lanes* s, const OwnGroups* own) noexcept nogil:
     """A step of scoring from the common point of responses without covariates, by the slope with them.
 
-    With lines u_l orthogonal by P, u_l'P u_m = 0, the last y and the others covariates, P loses sum P u_l u_l'P / u_l'P u_l.
+    With lines u_l orthogonal by P, u_l'P u_m = 0, the last y and the others covariates,
+    P loses sum P u_l u_l'P / u_l'P u_l.
     """
     cdef Py_ssize_t e = d.lines.n_lines, n_a = d.q * (d.q + 1) // 2, i, l, m
     cdef vec u[16]
@@ -103,8 +105,8 @@ cdef void start_lines(const Batch* d, Lanes* s, const OwnGroups* own) noexcept n
         (<vecu*> s.theta)[i] = (<vecu*> s.theta)[i] * d.lines.unit
 
 
-cdef inline void sweep_line_rest(Py_ssize_t q, Py_ssize_t p, Py_ssize_t e, const vecu* rest, const PatternSpace* w, vecu* gram,
-                                 vecu* out) noexcept nogil:
+cdef inline void sweep_line_rest(Py_ssize_t q, Py_ssize_t p, Py_ssize_t e, const vecu* rest, const PatternSpace* w,
+                                 vecu* gram, vecu* out) noexcept nogil:
     """H of the lines += tr_q(W^-1 rest); out = B rest B', which is added to their part of gram unless that is NULL."""
     cdef Py_ssize_t k = p + e, a, b, c, l, m, at
     cdef vecu* S = w.U
@@ -178,7 +180,8 @@ cdef inline void sweep_line_column(Py_ssize_t q, Py_ssize_t p, Py_ssize_t e, con
 
 cdef inline void sweep_line_patterns(Py_ssize_t q, Py_ssize_t p, Py_ssize_t e, const SharedLines* d, Lanes* s, int order
                                      ) noexcept nogil:
-    """First sweep at f.factor: logdet and H, for derivatives also sum_n and gram; keeps N, B rest B' and E for the second."""
+    """First sweep at f.factor: logdet and H, for derivatives also sum_n and gram; keeps N,
+    B rest B' and E for the second."""
     cdef Py_ssize_t k = p + e, n_a = q * (q + 1) // 2, n_c = q * k, n_h = k * (k + 1) // 2, w_l = q * e
     cdef Py_ssize_t n_r = w_l * (w_l + 1) // 2, pattern, a, b, c, l, pos
     cdef const Batch* base = d.base
@@ -286,7 +289,8 @@ cdef inline void curve_line_patterns(Py_ssize_t q, Py_ssize_t p, Py_ssize_t e, c
         (<vecu*> s.f.tensor)[pos] = tensor[pos]
 
 
-cdef inline void sweep_lines(Py_ssize_t q, Py_ssize_t p, Py_ssize_t e, const Batch* d, Lanes* s, int order) noexcept nogil:
+cdef inline void sweep_lines(Py_ssize_t q, Py_ssize_t p, Py_ssize_t e, const Batch* d, Lanes* s,
+                             int order) noexcept nogil:
     sweep_line_patterns(q, p, e, d.lines, s, order)
     profile_value(&s.f, order)
     if order == 2:
@@ -384,7 +388,8 @@ cdef bint vary_between(const Batch* d, const OwnGroups* own, Py_ssize_t lane) no
 cdef void kinds_of_lines(const Batch* d, Lanes* s, const OwnGroups* own, Fates* f, Minima* found) noexcept nogil:
     """`kinds_of` for responses of one block of correlated effects, of which the design tells nearly everything.
 
-    Where groups tell alike, a minimum that is that of regular data is the only one.  Minima that may lie close together are left alone.
+    Where groups tell alike, a minimum that is that of regular data is the only one.
+    Minima that may lie close together are left alone.
     """
     cdef const SharedLines* w = d.lines
     cdef Py_ssize_t lane, m = w.base.m

@@ -1,7 +1,8 @@
 # cython: language_level=3
 """The criterion of factors nested in each other, by sweeps over the families of their levels (lanes/families.pxi).
 
-`FamilySums` sweeps over levels that are in memory; `NestedEngine` makes the criterion of the sums, wherever they come from.
+`FamilySums` sweeps over levels that are in memory; `NestedEngine` makes the criterion of the sums,
+wherever they come from.
 """
 from cpython.exc cimport PyErr_SetObject
 from libc.math cimport isfinite

@@ -31,7 +31,8 @@ cdef double ROUNDED = 1e-11
 
 
 cdef int failed() noexcept nogil:
-    """Status of an evaluation that was not finished: RAISED where an exception is set, -1 where x is outside the domain."""
+    """Status of an evaluation that was not finished: RAISED where an exception is set,
+    -1 where x is outside the domain."""
     with gil:
         return RAISED if PyErr_Occurred() != NULL else -1
 
@@ -136,7 +137,8 @@ include "eigen.pxi"
 
 cdef double spectrum(Objective f, const double* correction, double* work, double* Q, double* w, double* c
                      ) noexcept nogil:
-    """Eigendecomposition of the Hessian plus `correction` (unless NULL), c = Q'g at the current point; the decrement."""
+    """Eigendecomposition of the Hessian plus `correction` (unless NULL), c = Q'g at the current point;
+    the decrement."""
     cdef Py_ssize_t n = f.n_par, i, j
     cdef double floor = 0.0, total = 0.0, size
     memcpy(work, f.hess_, n * n * sizeof(double))

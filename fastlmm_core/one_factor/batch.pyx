@@ -1,5 +1,6 @@
 # cython: language_level=3
-"""Fits of many responses on one design: owns the arrays that the lanes over responses read (see lanes/responses.pxi)."""
+"""Fits of many responses on one design: owns the arrays that the lanes over responses read
+(see lanes/responses.pxi)."""
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 
@@ -7,12 +8,14 @@ import numpy as np
 
 from fastlmm_core.kernels._criterion cimport kernels
 from fastlmm_core.kernels._seals cimport seal_lines
-from fastlmm_core.lanes.kernels cimport MOST_FEATURES, MOST_POINTS, Batch, CommonPoint, Outcome, SharedScreen, sums_width
+from fastlmm_core.lanes.kernels cimport (
+    MOST_FEATURES, MOST_POINTS, Batch, CommonPoint, Outcome, SharedScreen, sums_width)
 from fastlmm_core.lanes.outcome cimport look_at, start_from, tell_coefficients, tell_contrasts, write_to
 from fastlmm_core.small.arena cimport Arena, furnish, take
 
 
-cdef int run(const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t first, const Outcome* out) except -1:
+cdef int run(const Batch* d, const double* Y, Py_ssize_t stride, Py_ssize_t count, Py_ssize_t first,
+             const Outcome* out) except -1:
     """Run the lanes over the rows of Y without the interpreter's lock."""
     cdef Arena arena = Arena(NULL, 0)
     take(&arena, kernels.batch_size(d))
@@ -311,8 +314,8 @@ cdef class BatchDesign:
         look : BatchLook or None
             Overwritten with what the screen tells of other minima.
         known : tuple of arrays, optional
-            Theta (count, n_par) and criterion (count,) of a minimum of each response, where a search that goes to it ends.
-            Theta, criterion, status and evaluations are then all that is overwritten.
+            Theta (count, n_par) and criterion (count,) of a minimum of each response, where a search that goes to it
+            ends.  Theta, criterion, status and evaluations are then all that is overwritten.
         """
         cdef bint reml = criterion.reml
         cdef Batch d = self.of_kind(reml)

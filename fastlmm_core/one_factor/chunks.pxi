@@ -1,7 +1,8 @@
-# A chunk of problems: conditioned one by one, searched side by side in the order of their numbers of groups, and handed out.
+# A chunk of problems: conditioned one by one, searched side by side in the order of their numbers of groups,
+# and handed out.
 #
-# uses   take_rows, take_of_design, most_groups (stacked_rows.pxi), condition_values (design_rows.pxi), condition_problem
-#        (conditioning.pxi); Stacked, Into, Desk (each.pyx)
+# uses   take_rows, take_of_design, most_groups (stacked_rows.pxi), condition_values (design_rows.pxi),
+#        condition_problem (conditioning.pxi); Stacked, Into, Desk (each.pyx)
 # gives  chunk_end, search_chunk, fit_chunk
 
 

@@ -1,9 +1,9 @@
-# A problem of one grouping factor conditioned, without the interpreter: what engines/one_factor/conditioning.py does for
-# problems that need no second look at their rows.  What does is left alone, for a single fit to see to.
+# A problem of one grouping factor conditioned, without the interpreter: what engines/one_factor/conditioning.py does
+# for problems that need no second look at their rows.  What does is left alone, for a single fit to see to.
 #
-# x~ = (x - shift) scale, one pass over the rows, then X_o = X~ T, Z_o = Z~ T_z with Z_o'Z_o = m I, and y_o, what X leaves
-# of y, of squared length PROBLEM_SIZE.  A column of X without variation beside the constant is scaled by 0 and takes no
-# part in anything.
+# x~ = (x - shift) scale, one pass over the rows, then X_o = X~ T, Z_o = Z~ T_z with Z_o'Z_o = m I, and y_o, what X
+# leaves of y, of squared length PROBLEM_SIZE.  A column of X without variation beside the constant is scaled by 0 and
+# takes no part in anything.
 
 cdef enum:
     SAMPLE = 1000               # rows from which offsets and scales are taken
@@ -163,8 +163,8 @@ cdef bint scale_columns(Columns c, bint may_shift, double* out, Py_ssize_t* cons
 cdef bint turn_effects(const Blocks* b, double m, Conditioned* c) noexcept nogil:
     """T_z, block by block: T'gram T = m I, diagonal blocks to unit diagonal only.
 
-    False for dependent columns, and for independent effects of nearly dependent ones, whose variances may be told apart in
-    several ways far from each other.
+    False for dependent columns, and for independent effects of nearly dependent ones, whose variances may be told apart
+    in several ways far from each other.
     """
     cdef Py_ssize_t q = c.q, block, i, j, size, at
     cdef double t, root = sqrt(m)

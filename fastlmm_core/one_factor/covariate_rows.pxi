@@ -1,7 +1,8 @@
-# Responses on one design with covariates of their own: what all share is that of a batch of responses without covariates.
+# Responses on one design with covariates of their own: what all share is that of a batch of responses
+# without covariates.
 #
-# Those with all of their rows are summed and searched several at a time (lanes/responses_with_covariates.pxi).  What takes a
-# second look at its rows, or a search of few groups, is left with status 0 to be conditioned by itself.
+# Those with all of their rows are summed and searched several at a time (lanes/responses_with_covariates.pxi).  What
+# takes a second look at its rows, or a search of few groups, is left with status 0 to be conditioned by itself.
 
 # What the responses of a call share.
 cdef struct Common:
@@ -28,7 +29,8 @@ cdef void note_response(const Into* into, Py_ssize_t problem, const Batch* d, bi
 cdef int fit_together(const Batch* d, const Stacked* rows, const Screen* screen, const Into* into, const Common* common,
                       Desk* desk, Py_ssize_t first, Py_ssize_t count) noexcept nogil:
     """Sum and search `count` responses from `first` on; -1 where memory is short."""
-    cdef Py_ssize_t n = kernels.lines_moments(d) * kernels.lanes, p = d.p, e = d.lines.n_lines, at, lane, l, found = 0, turn
+    cdef Py_ssize_t n = kernels.lines_moments(d) * kernels.lanes, p = d.p, e = d.lines.n_lines
+    cdef Py_ssize_t at, lane, l, found = 0, turn
     cdef Arena arena = Arena(NULL, 0)
     cdef LinesToRead given
     cdef ProblemSums sums[8]

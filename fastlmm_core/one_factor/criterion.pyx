@@ -1,8 +1,8 @@
 # cython: language_level=3
 """The criterion of one grouping factor as a function of theta: sweeps over groups, then the algebra of their sums.
 
-The loops over groups are in lanes/lanes.pyx, the formulas of criterion, gradient and Hessian in lanes/profile.pxi; here they
-are joined, with the sums of all groups in every lane.
+The loops over groups are in lanes/lanes.pyx, the formulas of criterion, gradient and Hessian in lanes/profile.pxi; here
+they are joined, with the sums of all groups in every lane.
 """
 from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport isfinite
@@ -276,7 +276,8 @@ cdef class ClusterCriterion(Objective):
         return beta_array, self.f.gls.r2[0], chol_array, square(self.f.g, q, kernels.lanes)
 
     def of_rank(self, Py_ssize_t rank):
-        """The criterion as a function of L with so many columns, a lower trapezium: of all G^ = L L' of that rank at most."""
+        """The criterion as a function of L with so many columns, a lower trapezium:
+        of all G^ = L L' of that rank at most."""
         cdef Py_ssize_t n_h = self.k * (self.k + 1) // 2
         rows, columns = np.tril_indices(self.q, 0, rank)
         within = vector(self.within, n_h)
@@ -289,8 +290,9 @@ cdef class ClusterCriterion(Objective):
         """Free elements of L from the second moments of Z_i'(y_i - X_i beta), as if all groups had the same Z_i'Z_i.
 
         At L = 0 the gradient in G^ holds sum_i Z_i'r_i r_i'Z_i.  With a = n / m rows to a group it is expected to be
-        m (a^2 G^ + a I) sigma^2.  By REML m and the degrees of freedom of sigma^2 are less what X explains between groups
-        and within them: the start is then the optimum where all groups are alike and X is constant or the same in all.
+        m (a^2 G^ + a I) sigma^2.  By REML m and the degrees of freedom of sigma^2 are less what X explains between
+        groups and within them: the start is then the optimum where all groups are alike and X is constant
+        or the same in all.
 
         Parameters
         ----------
@@ -373,7 +375,8 @@ cdef class ClusterCriterion(Objective):
         return vector(self.sum_n, n_a)[unpacking(self.q)]
 
     def cross(self):
-        """sum E_i'D E_i for the unit directions D of vech(G^), E_i = Z_i'V_i^-1 [X_i y_i], at the last point of order 1.
+        """sum E_i'D E_i for the unit directions D of vech(G^), E_i = Z_i'V_i^-1 [X_i y_i],
+        at the last point of order 1.
 
         Returns
         -------
@@ -432,7 +435,8 @@ cdef class ClusterCriterion(Objective):
         return contracted(both - counted, self.q)
 
     def sandwich(self, weight):
-        """sum_kl w_kl E_i'D_k N_i D_l E_i over groups and the unit directions of vech(G^), at the last point of order 2.
+        """sum_kl w_kl E_i'D_k N_i D_l E_i over groups and the unit directions of vech(G^),
+        at the last point of order 2.
 
         Parameters
         ----------

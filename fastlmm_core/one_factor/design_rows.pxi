@@ -1,7 +1,8 @@
 # Problems of one design of which Z has the columns of X: sums over the rows where nothing is missing.
 #
-# The columns of the design are shifted and scaled once for all problems, x~ = (x - shift) scale, so that what is left of a
-# problem is a line of values for each of its covariates and y.  In a group Z'Z = X'X; only what is beside X is summed anew.
+# The columns of the design are shifted and scaled once for all problems, x~ = (x - shift) scale, so that what is left
+# of a problem is a line of values for each of its covariates and y.  In a group Z'Z = X'X;
+# only what is beside X is summed anew.
 
 cdef extern from *:
     """
@@ -116,7 +117,8 @@ cdef double weight_present(const double* weights, const double* there, Py_ssize_
 
 cdef bint take_values(const Stacked* rows, Py_ssize_t problem, DesignRows* r, double* count, double* log_weights,
                       Conditioned* c) noexcept nogil:
-    """A problem's own values, shifted and scaled, and what is there of its rows; False where some of them do not vary."""
+    """A problem's own values, shifted and scaled, and what is there of its rows;
+    False where some of them do not vary."""
     cdef Py_ssize_t n = rows.n, p = rows.p, i, j
     cdef const double* y = rows.y + problem * rows.y_step
     cdef const double* w = rows.weights + problem * rows.w_step if rows.weights != NULL else NULL
@@ -147,7 +149,9 @@ cdef bint take_values(const Stacked* rows, Py_ssize_t problem, DesignRows* r, do
         value = r.value + j * n
         extra = rows.extra[j] + problem * rows.extra_step[j]
         for i in range(n):
-            value[i] = extra[i] * (1.0 if rows.factor[j] < 0 else rows.X[i * rows.x_row + rows.factor[j] * rows.x_column])
+            value[i] = extra[i]
+            if rows.factor[j] >= 0:
+                value[i] *= rows.X[i * rows.x_row + rows.factor[j] * rows.x_column]
         if not vary(value, r.there, n):
             return False
         centre(value, r.there, n, count[0], &mean, &deviation)
@@ -260,8 +264,8 @@ cdef inline void add_pair_lines(bint weighted, Py_ssize_t n, const DesignRows* r
     rest[0] = square
 
 
-cdef void add_values(Py_ssize_t q, Py_ssize_t k, bint weighted, Py_ssize_t n, const DesignRows* r, double* raw, double* rest
-                     ) noexcept nogil:
+cdef void add_values(Py_ssize_t q, Py_ssize_t k, bint weighted, Py_ssize_t n, const DesignRows* r, double* raw,
+                     double* rest) noexcept nogil:
     """`add_lines` with constant sizes where nearly everyone has them."""
     if q == 2 and k == 3 and weighted:
         add_pair_lines(True, n, r, raw, rest)

@@ -1,8 +1,8 @@
 # cython: language_level=3
 """Fits of many problems, each with a design of its own: rows in, estimates out, without the interpreter.
 
-Problems are conditioned one by one (conditioning.pxi), then searched several at a time (lanes/problems.pxi).  Those that
-need more than this are left alone, with status 0, to a single fit.
+Problems are conditioned one by one (conditioning.pxi), then searched several at a time (lanes/problems.pxi).  Those
+that need more than this are left alone, with status 0, to a single fit.
 """
 from libc.math cimport NAN, fabs, isfinite, log, sqrt
 from libc.stdint cimport int64_t, uintptr_t
@@ -27,9 +27,9 @@ cdef enum:
 
 # Rows of all problems.  Strides are in elements.
 #
-# Those of a problem stand one after the other or, where there is no `start`, all problems have the rows of one design and
-# a response each: rows where that, its weight, offset or a covariate is NaN are left out, and a covariate, or its product
-# with a column of X, is a further column.
+# Those of a problem stand one after the other or, where there is no `start`, all problems have the rows of one design
+# and a response each: rows where that, its weight, offset or a covariate is NaN are left out, and a covariate, or its
+# product with a column of X, is a further column.
 cdef struct Stacked:
     const int64_t* start        # (n_problems + 1,) or NULL
     const int64_t* codes
@@ -94,7 +94,8 @@ cdef struct Desk:
     int64_t* seen               # (n_slots,) problem that had this group last, counted from 1
     int64_t* place              # (n_slots,) its place there
     int64_t* codes              # rows of a chunk: places of groups
-    double* values              # of one design: rows of a problem, column by column of y, weights and offset, X, Z by rows
+    double* values              # of one design: rows of a problem, column by column of y, weights and offset, X,
+                                # Z by rows
     ProblemRows rows[256]
     Conditioned c[256]
     Py_ssize_t sequence[256]    # problems of a chunk that are to be searched, by number of groups
@@ -331,7 +332,8 @@ cdef class ProblemStack:
         first, last : int
         reml : bool
         into : StackResults
-            Rows first .. last - 1 are overwritten.  Of problems with status 0 only `groups` and `nobs` are to be relied on.
+            Rows first .. last - 1 are overwritten.  Of problems with status 0 only `groups` and `nobs`
+            are to be relied on.
         lines : SharedLines or None
             What the problems have in common that are responses on one design with covariates.
 

@@ -1,4 +1,5 @@
-# Groups one by one: factored, all of one pattern, their effects and moments; arrays for what lanes/lanes.pyx loops over.
+# Groups one by one: factored, all of one pattern, their effects and moments;
+# arrays for what lanes/lanes.pyx loops over.
 
 def factor_groups(const double[:, ::1] raw, const double[:, ::1] z_transform, const double[:, ::1] xy_transform,
                   Py_ssize_t jobs=1):
@@ -169,5 +170,6 @@ def group_moments(const double[:, :, ::1] packed, bint uniform, const double[:, 
     with nogil:
         log_det = kernels.moments(&groups, &factor[0, 0], &sums, &s[0])
     N = store[:, :n_a].transpose(1, 0, 2).reshape(n_a, -1)
-    D, E = (part.reshape(n_blocks, q, k, lanes).transpose(2, 1, 0, 3).reshape(k, q, -1) for part in (root, store[:, n_a:]))
+    parts = root, store[:, n_a:]
+    D, E = (part.reshape(n_blocks, q, k, lanes).transpose(2, 1, 0, 3).reshape(k, q, -1) for part in parts)
     return log_det, N, D, E

@@ -1,5 +1,5 @@
-# Sweeps over groups in parts, by one thread or several: the parts are the same for any number of threads, and their sums
-# are added in order.
+# Sweeps over groups in parts, by one thread or several: the parts are the same for any number of threads, and their
+# sums are added in order.
 #
 # uses   kernels, LaneKernels, PackedGroups, RawGroups, Shape, Sums
 # gives  Workshop, equip; sum_moments, sum_curvature, factor_parts, alike_parts
@@ -37,7 +37,8 @@ cdef inline Py_ssize_t count_parts(Py_ssize_t n_blocks) noexcept nogil:
 
 cdef int equip(Workshop* shop, Sweep* sweep, Py_ssize_t n_blocks, Py_ssize_t most_found, Py_ssize_t most_scratch
                ) noexcept nogil:
-    """Room for the sums of all parts and the work space of all threads, kept for other sweeps of at most these sizes."""
+    """Room for the sums of all parts and the work space of all threads,
+    kept for other sweeps of at most these sizes."""
     sweep.n_scratch = (most_scratch + 15) // 8 * 8
     if shop.memory == NULL or shop.equipped < shop.jobs:
         free(shop.memory)

@@ -1,10 +1,10 @@
 # cython: language_level=3
 """A problem of one grouping factor, conditioned in one call where its rows need no second look.
 
-What engines/one_factor/conditioning.py does step by step, with the very numbers of its steps: shifts and scales from the first
-rows, the pass over all of them, orthonormal columns, factored groups, the way back to the caller's units.  With a few
-hundred rows the steps cost more than their arithmetic.  What X, Z and the groups say by themselves is found with the first
-response of a design, and taken for the others.
+What engines/one_factor/conditioning.py does step by step, with the very numbers of its steps: shifts and scales from
+the first rows, the pass over all of them, orthonormal columns, factored groups, the way back to the caller's units.
+With a few hundred rows the steps cost more than their arithmetic.  What X, Z and the groups say by themselves is found
+with the first response of a design, and taken for the others.
 """
 from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport isfinite, sqrt
@@ -246,8 +246,8 @@ def condition_once(rows, limits, known=None):
         else:
             to_z, z_scale, x_scale, to_x, _, _, desk.d.x_constant, desk.d.z_constant, *_ = known
         xy, base = empty((k, k)), empty(p)
-        into.x_scale, into.z_scale, into.to_z = <double*> place(x_scale), <double*> place(z_scale), <double*> place(to_z)
-        into.base = <double*> place(base)
+        into.x_scale, into.z_scale = <double*> place(x_scale), <double*> place(z_scale)
+        into.to_z, into.base = <double*> place(to_z), <double*> place(base)
         desk.fit.T, desk.fit.xy = <double*> place(to_x), <double*> place(xy)
         with nogil:
             good = sum_up(&desk, head, &into) and turn_columns(&desk, well, explained, into.to_z)

@@ -1,4 +1,5 @@
-# The rows of one problem among those of many: where they stand, or copied from one design where a problem has all values.
+# The rows of one problem among those of many: where they stand,
+# or copied from one design where a problem has all values.
 #
 # uses   Stacked, Desk (each.pyx), ProblemRows (conditioning.pxi)
 # gives  take_rows, take_of_design, most_groups
@@ -23,7 +24,8 @@ cdef Py_ssize_t row_size(Py_ssize_t p, Py_ssize_t q) noexcept nogil:
     return p + q + 3
 
 
-cdef void take_stacked(const Stacked* rows, Py_ssize_t problem, Desk* desk, int64_t* codes, ProblemRows* one) noexcept nogil:
+cdef void take_stacked(const Stacked* rows, Py_ssize_t problem, Desk* desk, int64_t* codes,
+                       ProblemRows* one) noexcept nogil:
     """The rows of a problem where they stand."""
     cdef Py_ssize_t begin = rows.start[problem]
     one.n = rows.start[problem + 1] - begin
@@ -36,8 +38,8 @@ cdef void take_stacked(const Stacked* rows, Py_ssize_t problem, Desk* desk, int6
     one.codes = codes
 
 
-cdef void take_of_design(const Stacked* rows, Py_ssize_t problem, Py_ssize_t p, Py_ssize_t q, Desk* desk, int64_t* codes,
-                         double* values, ProblemRows* one) noexcept nogil:
+cdef void take_of_design(const Stacked* rows, Py_ssize_t problem, Py_ssize_t p, Py_ssize_t q, Desk* desk,
+                         int64_t* codes, double* values, ProblemRows* one) noexcept nogil:
     """Copy the rows of the design for which a problem has all values."""
     cdef Py_ssize_t i, j, kept = 0, found = 0, n = rows.n
     cdef int64_t slot

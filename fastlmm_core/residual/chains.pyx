@@ -47,7 +47,8 @@ cdef void reduced(Py_ssize_t n, Py_ssize_t q, Py_ssize_t K, double* Y, double* R
 
 cdef inline void add_both(Py_ssize_t q, Py_ssize_t K, double scale, const double* a, const double* b, double* own,
                           double* rest) noexcept nogil:
-    """Add scale (a b' + b a'): its first q rows from the diagonal on (q, K), and the lower triangle of the rest (c, c)."""
+    """Add scale (a b' + b a'): its first q rows from the diagonal on (q, K),
+    and the lower triangle of the rest (c, c)."""
     cdef Py_ssize_t i, j, c = K - q
     cdef double of_a, of_b
     for i in range(q):
@@ -203,7 +204,8 @@ cdef class ChainProducts:
                     at = 0
                     for a in range(v):
                         one.own, one.rest = &first[a, i, 0, 0] if q else &none, &first_rest[a, 0, 0] if c else &none
-                        two.own, two.rest = &second[v, a, i, 0, 0] if q else &none, &second_rest[v, a, 0, 0] if c else &none
+                        two.own = &second[v, a, i, 0, 0] if q else &none
+                        two.rest = &second_rest[v, a, 0, 0] if c else &none
                         add_both(q, K, 1.0, self.row.w, self.row.dw + a * K, one.own, one.rest)
                         add_both(q, K, tau1[g], self.row.w, self.row.mixed + a * K, two.own, two.rest)
                         add_both(q, K, tau1[g], self.row.turned, self.row.dw + a * K, two.own, two.rest)
@@ -237,7 +239,8 @@ cdef class ChainProducts:
 
     cdef void whiten(self, const double[:, ::1] columns, const double[:, ::1] factors, Py_ssize_t t, Py_ssize_t at,
                      double rho, double less) noexcept nogil:
-        """Row t, with the row `at` before it; the first row of a subject has rho = 0 and tau' = 0, whatever is before."""
+        """Row t, with the row `at` before it; the first row of a subject has rho = 0 and tau' = 0,
+        whatever is before."""
         cdef Py_ssize_t a, K = self.K, v = self.v
         cdef const double* now = &columns[t, 0]
         cdef const double* before = &columns[at, 0]

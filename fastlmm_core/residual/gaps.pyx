@@ -8,12 +8,12 @@ R the matrix of the correlations,
     d_k = u_k - u_{k-1},   s_k = u_k + u_{k-1}:
 
 (u_k - rho u_{k-1})^2 / (1 - rho^2) is ((1 + rho) d + (1 - rho) s)^2 / (4 (1 - rho^2)), and what d s' sums to is
-u_n u_n' - u_1 u_1'.  All terms are positive, and rows with one gap share their tau: d d' and s s' are summed once for each
-subject and gap, and an evaluation, with derivatives in tau, reads these sums only, however many rows there are.
+u_n u_n' - u_1 u_1'.  All terms are positive, and rows with one gap share their tau: d d' and s s' are summed once for
+each subject and gap, and an evaluation, with derivatives in tau, reads these sums only, however many rows there are.
 
-Nothing cancels where effects of subjects are large: rows [Z W] of a subject, W = [X y], are written as Q [T C] + [0 E] with
-Q'Q = I and Q'E = 0.  For the sums of products [A B; B' F] of [Q E] and A = L L', the upper triangular factor of those of
-[Z W] has the first rows [L'T, L'C + L^-1 B], and leaves F - B'A^-1 B.
+Nothing cancels where effects of subjects are large: rows [Z W] of a subject, W = [X y], are written as Q [T C] + [0 E]
+with Q'Q = I and Q'E = 0.  For the sums of products [A B; B' F] of [Q E] and A = L L', the upper triangular factor of
+those of [Z W] has the first rows [L'T, L'C + L^-1 B], and leaves F - B'A^-1 B.
 
 Shapes: K columns in [Z W], q of them in Z, c = K - q; m subjects; U gaps; P pairs of a subject and one of its gaps.
 """

@@ -1,7 +1,8 @@
 # Sums of products of the rows of subjects, spread over all visits of a table.
 #
 # A subject's rows [A e] (n, c) at its visits are one row of m c numbers, zero at the visits that it does not have.
-# TOGETHER of them are gathered, and BLAS adds their products to U (m c, m c), of which the upper triangle by rows is made.
+# TOGETHER of them are gathered, and BLAS adds their products to U (m c, m c),
+# of which the upper triangle by rows is made.
 from libc.string cimport memcpy, memset
 
 from scipy.linalg.cython_blas cimport dsyrk

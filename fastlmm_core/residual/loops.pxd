@@ -1,5 +1,6 @@
 # Loops over the visits of one pattern, which several modules of structured residuals share.  n visits of a table of m,
-# given by their positions v; matrices by rows; rows of a pattern as (n, wide): visit, then row of the pattern and column.
+# given by their positions v; matrices by rows; rows of a pattern as (n, wide): visit,
+# then row of the pattern and column.
 from libc.math cimport NAN, log, sqrt
 from libc.string cimport memcpy, memset
 
@@ -22,7 +23,8 @@ cdef inline double factored(Py_ssize_t n, const double* S, Py_ssize_t m, const P
 
 cdef inline double rooted(Py_ssize_t n, const double* A, Py_ssize_t m, const Py_ssize_t* v, double* L, double* Q
                    ) noexcept nogil:
-    """L (n, n) with L L' = A[v] A[v]' by Gram and Schmidt's method, twice; its log-determinant, NaN where it is singular.
+    """L (n, n) with L L' = A[v] A[v]' by Gram and Schmidt's method, twice; its log-determinant,
+    NaN where it is singular.
 
     A is (., m), Q (n, m) work space.
     """
@@ -121,7 +123,8 @@ cdef inline void inverted(Py_ssize_t n, const double* L, double* W, double* work
             W[j * n + i] = t
 
 
-cdef inline void moments(Py_ssize_t n, Py_ssize_t N, Py_ssize_t c, const double* A, double* X, double* E) noexcept nogil:
+cdef inline void moments(Py_ssize_t n, Py_ssize_t N, Py_ssize_t c, const double* A, double* X,
+                         double* E) noexcept nogil:
     """X = sum A_i A_i' and E = sum e_i e_i' (n, n) for the rows [A e] (n, N, c)."""
     cdef Py_ssize_t a, b, i, j
     cdef double x, e
@@ -194,7 +197,8 @@ cdef inline void bend(Py_ssize_t n, const double* F, const double* W, const Py_s
 
 
 cdef inline void rooted_rows(Py_ssize_t n, Py_ssize_t N, double* Y, double* G) noexcept nogil:
-    """G (n, n) with G G' = Y Y' for Y (n, N), which is overwritten: Gram and Schmidt's method, modified, on its rows."""
+    """G (n, n) with G G' = Y Y' for Y (n, N), which is overwritten: Gram and Schmidt's method, modified,
+    on its rows."""
     cdef Py_ssize_t a, b, i
     cdef double t, size
     memset(G, 0, n * n * sizeof(double))

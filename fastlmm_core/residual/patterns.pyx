@@ -1,17 +1,18 @@
 # cython: language_level=3
 """Subjects by their pattern of visits: rows that stand for them in all sums of products.
 
-For the N_k subjects of pattern k let M_k hold a row vec(X_i) for each and Y_k one of y_i.  Subjects differ in few columns
-of X, so that M_k has few dimensions d_k.  Gram and Schmidt's method as it was modified, with the longest remaining
-column of M_k first (Björck 1996, Numerical Methods for Least Squares Problems, sec. 2.4), takes them out one by one,
+For the N_k subjects of pattern k let M_k hold a row vec(X_i) for each and Y_k one of y_i.  Subjects differ in few
+columns of X, so that M_k has few dimensions d_k.  Gram and Schmidt's method as it was modified, with the longest
+remaining column of M_k first (Björck 1996, Numerical Methods for Least Squares Problems, sec. 2.4),
+takes them out one by one,
 
     M_k = Q_k R_k + E,   Y_k = Q_k T_k + F,     R'R + E'E = M'M,  R'T + E'F = M'Y,  T'T + F'F = Y'Y
 
 to rounding however far from orthogonal Q_k has become.  Where nothing is left of E, the d_k rows of [R_k T_k] stand for
 the subjects, and beside them G_k with G_k G_k' = F'F for what is left of y alone.
 
-Shapes: c columns in [X y], r = c - 1; M_k (N_k, n_k r), Y_k (n_k, N_k); rows of pattern k at its place as (n_k, d_k, c):
-visit, row of the pattern, column; G_k (n_k, n_k).
+Shapes: c columns in [X y], r = c - 1; M_k (N_k, n_k r), Y_k (n_k, N_k); rows of pattern k at its place as
+(n_k, d_k, c): visit, row of the pattern, column; G_k (n_k, n_k).
 """
 from libc.math cimport sqrt
 from libc.stdlib cimport free, malloc
@@ -233,7 +234,8 @@ cdef void give(Pattern* p, const double[:, ::1] xy, const Py_ssize_t* rows, cons
 
 
 cdef Py_ssize_t spanned(Pattern* p, Py_ssize_t most, double* out) noexcept nogil:
-    """[R T] (d, n, c) of X and Y, of which what is left stays in their places; d, or -1 where it is larger than most."""
+    """[R T] (d, n, c) of X and Y, of which what is left stays in their places; d,
+    or -1 where it is larger than most."""
     cdef Py_ssize_t d = 0, a, j, longest, r = p.c - 1, wide = p.n * r
     while True:
         longest = 0
@@ -264,7 +266,8 @@ cdef void by_visit(Py_ssize_t n, Py_ssize_t d, Py_ssize_t c, double* rows, doubl
 
 
 cdef void take_out(Pattern* p, Py_ssize_t longest) noexcept nogil:
-    """Take the direction of a column of X out of X and Y; what both have of it goes to the line, and lengths are new."""
+    """Take the direction of a column of X out of X and Y; what both have of it goes to the line,
+    and lengths are new."""
     cdef Py_ssize_t i, j, a, wide = p.n * (p.c - 1)
     cdef double q, t, length = 1.0 / sqrt(p.lengths[longest])
     cdef double* X

@@ -6,9 +6,9 @@ with orthonormal columns.  A response y, with Y_k (N_k, n_k) a row for each subj
 
     T_k = Q_k'Y_k,     G_k G_k' = (Y_k - Q_k T_k)'(Y_k - Q_k T_k):
 
-the d_k rows of [R_k T_k] stand for the subjects in all sums of products of [X y], and G_k for what is left of those of y
-alone (`UnstructuredSums.outside`).  Least squares, moments to start from, and all steps of Newton's method read nothing
-else.
+the d_k rows of [R_k T_k] stand for the subjects in all sums of products of [X y], and G_k for what is left of those of
+y alone (`UnstructuredSums.outside`).  Least squares, moments to start from, and all steps of Newton's method read
+nothing else.
 
 What does not go smoothly (a position with hardly any variance of its own, no way down, responses that are constant at a
 visit) is left to the search for single responses: its status is 0.
@@ -50,8 +50,8 @@ cdef class UnstructuredBatch:
     cdef bint weighted, shifted
     cdef Py_ssize_t n, p, r, max_iterations
     cdef double tolerance, nearly
-    cdef double[::1] y, T, ols, low, high, x, trial, step, factor, products, squares, seen, cov, inner, rows, outer, along
-    cdef double[::1] u, change
+    cdef double[::1] y, T, ols, low, high, x, trial, step, factor, products, squares, seen, cov, inner, rows, outer
+    cdef double[::1] along, u, change
 
     def __init__(self, design):
         cdef Py_ssize_t n_v, largest
@@ -105,7 +105,8 @@ cdef class UnstructuredBatch:
                     continue
                 status[at] = 0
                 decrement[at] = NAN
-                if not self.begin(s) or not self.search(s, reml, &decrement[at], &evaluations[at]) or not self.inside(s):
+                if not self.begin(s) or not self.search(s, reml, &decrement[at],
+                                                        &evaluations[at]) or not self.inside(s):
                     continue
                 status[at] = 1
                 sigma2[at] = scale * scale * s.r2 / nu
@@ -229,7 +230,8 @@ cdef class UnstructuredBatch:
 
     cdef bint covariance(self, UnstructuredSums s, Py_ssize_t g) noexcept nogil:
         """The root of the covariance over the positions of a table, in `cov`: of the subjects seen at all positions
-        where they are most, otherwise over the pairs that are there, drawn to independence until it is positive definite.
+        where they are most, otherwise over the pairs that are there,
+        drawn to independence until it is positive definite.
         """
         cdef Py_ssize_t k, a, b, j, n, d, m = s.table_size[g], c = s.c, trial
         cdef const Py_ssize_t* v
@@ -394,7 +396,8 @@ cdef class UnstructuredBatch:
 
     # ---- what is reported --------------------------------------------------------------------------------
 
-    cdef void coefficients(self, UnstructuredSums s, double sigma, double nu, double* params, double* bse, double* df) noexcept nogil:
+    cdef void coefficients(self, UnstructuredSums s, double sigma, double nu, double* params, double* bse,
+                           double* df) noexcept nogil:
         """Coefficients, standard errors and Satterthwaite's degrees of freedom: 1 / (1 / nu + u'H^-1 u)."""
         cdef Py_ssize_t i, j, l, at, p = s.n_par, r = self.r, v = s.n_v
         cdef int vi = <int> v, wi = <int> s.n_x, pi = <int> self.p

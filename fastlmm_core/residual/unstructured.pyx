@@ -6,8 +6,9 @@ too, so that nothing of an evaluation needs the interpreter.  A_g = e^(tau_g / 2
 L_00 = 1; phi holds, table by table, tau_g (but for the first table, where it is 0) and the lower triangle of L_g by
 columns without L_00, the diagonal by its logarithm.
 
-With M_g = sum_k [N_k W_k - (nu / r^2) E_k [- B_k]] and the second derivatives K along pairs of symmetric unit directions
-of all tables, what profiling adds to it included (see `engines.residual.criterion`), and J = d vech(S) / d phi,
+With M_g = sum_k [N_k W_k - (nu / r^2) E_k [- B_k]] and the second derivatives K along pairs of symmetric unit
+directions of all tables, what profiling adds to it included (see `engines.residual.criterion`),
+and J = d vech(S) / d phi,
 
     gradient = J <M>,     Hessian = J K J' + <M, d2S>.
 
@@ -334,7 +335,8 @@ cdef class UnstructuredSums:
             begin(&gathered, m)
             for k in range(self.n_patterns):
                 if self.table[k] == g:
-                    gather(&gathered, self.size[k], self.members[k], &self.visits[self.place[k]], &self.rows[self.first[k]])
+                    gather(&gathered, self.size[k], self.members[k], &self.visits[self.place[k]],
+                           &self.rows[self.first[k]])
             settle(&gathered)
             # the lower triangle by columns is the upper one by rows: (b c + i, a c + j) for b <= a
             for a in range(m):
@@ -361,7 +363,8 @@ cdef class UnstructuredSums:
                     for b in range(a + 1):
                         i, j = self.visits[self.place[k] + a], self.visits[self.place[k] + b]
                         weight = 1.0 if a == b else 2.0
-                        self.St[self.pair[g] + i * (i + 1) // 2 + j] += weight * self.moment_e[self.square[k] + a * n + b]
+                        weight *= self.moment_e[self.square[k] + a * n + b]
+                        self.St[self.pair[g] + i * (i + 1) // 2 + j] += weight
 
     cdef void second_(self, bint reml) noexcept nogil:
         """K along pairs of unit directions, and the Hessian."""

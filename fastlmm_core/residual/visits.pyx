@@ -17,10 +17,11 @@ with V in the place of its parameters) are those of
 along directions of S, and the second ones along D and D' hold sum_k tr(D F_k D' W_k) with F_k another such combination,
 besides what beta and r^2 add, which is made of the sums
 
-    U_ab = sum_i [A e]_ia [A e]_ib'                                                (visits a and b, a (c, c) matrix each).
+    U_ab = sum_i [A e]_ia [A e]_ib'
+    (visits a and b, a (c, c) matrix each).
 
-Rows of a pattern need not be those of its subjects: any rows with the same sum of vec([X_i y_i]) vec([X_i y_i])' do, and
-what these leave of y alone is G_k (n_k, n_k), with G G' added to the sum of y y' (see `patterns`).
+Rows of a pattern need not be those of its subjects: any rows with the same sum of vec([X_i y_i]) vec([X_i y_i])' do,
+and what these leave of y alone is G_k (n_k, n_k), with G G' added to the sum of y y' (see `patterns`).
 
 Shapes: c columns in [X y], r = c - 1 of them in X.  The rows of pattern k lie at `first[k]` as (n_k, N'_k, c): visit,
 row of the pattern, column.
@@ -358,7 +359,8 @@ cdef class PatternSums:
                 begin(&g, m)
                 for k in range(self.n_patterns):
                     if self.table[k] == t:
-                        gather(&g, self.size[k], self.members[k], &self.visits[self.place[k]], &self.rows[self.first[k]])
+                        gather(&g, self.size[k], self.members[k], &self.visits[self.place[k]],
+                               &self.rows[self.first[k]])
                 settle(&g)
                 for k in range(self.n_patterns):
                     if self.table[k] == t:

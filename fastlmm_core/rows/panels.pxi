@@ -1,5 +1,5 @@
-# The pass over rows for many columns of X: some hundred rows at a time are shifted and scaled, added to their groups, and
-# left to BLAS for the products of all columns.
+# The pass over rows for many columns of X: some hundred rows at a time are shifted and scaled, added to their groups,
+# and left to BLAS for the products of all columns.
 #
 # uses   Pass, _Reading, turn_columns, put_line, PANEL
 # gives  sweep_panels

@@ -1,5 +1,5 @@
-# The pass over the rows in pieces, by several threads, where rows are ordered by group: each piece then has groups of its
-# own, but for the one in which it begins.
+# The pass over the rows in pieces, by several threads, where rows are ordered by group: each piece then has groups of
+# its own, but for the one in which it begins.
 #
 # uses   Pass, same_columns, whole_sweep, FLUSH
 # gives  add_in_parts

@@ -1,5 +1,5 @@
-# The order of labels: by the eight bytes that follow what all of them begin with, digit by digit; where these do not tell it,
-# the caller sorts the text itself.
+# The order of labels: by the eight bytes that follow what all of them begin with, digit by digit; where these do not
+# tell it, the caller sorts the text itself.
 #
 # uses   Labels, Key (labels.pyx)
 # gives  sorted_order
@@ -24,7 +24,8 @@ cdef inline const char* text_of(const Labels* all, Py_ssize_t i, char* short_tex
 
 
 cdef bint take_keys(const Labels* all, uint64_t* keys) noexcept nogil:
-    """Of each label the eight bytes after those that all have, the first the most significant; whether they increase."""
+    """Of each label the eight bytes after those that all have, the first the most significant;
+    whether they increase."""
     cdef char first_text[SHORT]
     cdef char own_text[SHORT]
     cdef Py_ssize_t i, length, shared = all.key[0].length if all.n > 0 else 0

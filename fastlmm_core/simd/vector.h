@@ -48,8 +48,8 @@ typedef long long vec_bits __attribute__((vector_size(8 * LANES)));
 
 /* Natural logarithm to about one unit in the last place, for positive normal numbers; NaN for infinity and NaN.
  *
- * x = 2^k m with m in [sqrt(1/2), sqrt(2)), log m = f - f^2/2 + s (f^2/2 + R(s^2)), f = m - 1, s = f / (2 + f), with the
- * minimax polynomial R of FreeBSD's msun (e_log.c).  k is made a double by its bits, which every target can do.
+ * x = 2^k m with m in [sqrt(1/2), sqrt(2)), log m = f - f^2/2 + s (f^2/2 + R(s^2)), f = m - 1, s = f / (2 + f), with
+ * the minimax polynomial R of FreeBSD's msun (e_log.c).  k is made a double by its bits, which every target can do.
  */
 #define VEC_LOG(x)                                                                                            \
     ({                                                                                                       \

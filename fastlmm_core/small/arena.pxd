@@ -1,5 +1,5 @@
-# One allocator for every work space.  A space is described once, by a function that takes its parts from an arena: called
-# on an arena without memory it counts, `furnish` then provides what was counted, and a second call hands it out.
+# One allocator for every work space.  A space is described once, by a function that takes its parts from an arena:
+# called on an arena without memory it counts, `furnish` then provides what was counted, and a second call hands it out.
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc
 
@@ -22,7 +22,8 @@ cdef inline double* take(Arena* arena, Py_ssize_t n) noexcept nogil:
 
 
 cdef inline double* furnish(Arena* arena) noexcept nogil:
-    """Memory (zeros) for what was counted, which is to be taken next; to be freed by the caller, NULL where there is none."""
+    """Memory (zeros) for what was counted, which is to be taken next; to be freed by the caller,
+    NULL where there is none."""
     cdef double* memory = <double*> calloc(arena.used + CACHE_LINE, sizeof(double))
     refurnish(arena, memory)
     return memory

@@ -7,7 +7,8 @@ cdef struct Chain:
     Py_ssize_t q, n_par, n_free
     const Py_ssize_t* row       # (n_par,) free elements of L
     const Py_ssize_t* col
-    const Py_ssize_t* free_row  # (n_free,) unit directions of G^_o that theta reaches, row >= column; NULL: all, by rows
+    const Py_ssize_t* free_row  # (n_free,) unit directions of G^_o that theta reaches, row >= column; NULL: all,
+                                # by rows
     const Py_ssize_t* free_col
     const double* basis         # B (q, q), NULL for the identity
     const double* axes          # B (q, q) of each lane, in vectors, in its place; or NULL

@@ -3,7 +3,8 @@ from libc.math cimport sqrt
 
 
 cdef inline bint cholesky(Py_ssize_t n, double* A, double least) noexcept nogil:
-    """The lower triangle of A (n, n) <- L with L L' = A; False where a pivot is no more than a share of its variance."""
+    """The lower triangle of A (n, n) <- L with L L' = A; False where a pivot is no more than a share
+    of its variance."""
     cdef Py_ssize_t i, j, l
     cdef double t
     for i in range(n):

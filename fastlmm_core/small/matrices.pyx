@@ -62,8 +62,8 @@ cdef void jacobi(Py_ssize_t n, double* A, double* Q, double* w) noexcept nogil:
                     t = -t
                 c = 1.0 / sqrt(t * t + 1.0)
                 s = t * c
-                # what is zero, or follows, is set: computed like the rest it would keep the rounding errors of the larger
-                # element of the diagonal, and the sweeps would not end
+                # what is zero, or follows, is set: computed like the rest it would keep the rounding errors of the
+                # larger element of the diagonal, and the sweeps would not end
                 t *= A[i * n + j]
                 x = A[i * n + i] - t
                 y = A[j * n + j] + t
