@@ -127,3 +127,24 @@ def test_units_labels_and_order(name):
     np.testing.assert_allclose(again.df["x"], fit.df["x"], rtol=1e-3)
     G = fit.relative_covariance if random else None
     assert dense.criterion(fit.model, fit.phi, True, G) == pytest.approx(fit.criterion, rel=1e-9)
+
+
+@pytest.mark.parametrize(("seed", "is_one"), [(8, False), (9, True)])
+def test_an_adjustment_that_leaves_no_covariance_is_refused(seed, is_one):
+    """Kenward and Roger's in full has variances below zero at a range of which nearly nothing is known."""
+    rng = np.random.default_rng(seed)
+    data, _, b = rows()
+    data = data.assign(t=data.v + rng.uniform(0.0, 0.5, N * M), y=data.x + 0.7 * b[data.id] + rng.normal(size=N * M))
+    fit = flc.lmm("y ~ x + t", data, residual="sp_exp(t | id, nugget=True)").fit()
+    assert fit.converged
+    assert not fit.singular
+    with np.errstate(invalid="ignore"):
+        errors, _ = dense.inference(fit.model, fit.phi, fit.sigma2)("kenward-roger")
+    assert np.isfinite(errors).all() == is_one
+    if is_one:
+        np.testing.assert_allclose(fit.tidy(ddf="kenward-roger")["std_error"], errors, rtol=1e-5)
+        return
+    for ask in (fit.tidy, fit.summary, fit.anova, fit.conf_int):
+        with pytest.raises(flc.LMMError, match="ddf='kenward-roger-linear' or ddf='satterthwaite'"):
+            ask(ddf="kenward-roger")
+    assert np.isfinite(fit.tidy(ddf="kenward-roger-linear")["std_error"]).all()

@@ -55,6 +55,25 @@ def test_others_are_at_the_groups_own_values():
     assert len(inner) == 2 * result.n_groups["a:b"]
 
 
+def test_lines_of_models_with_structured_residuals():
+    """X beta + Z b as for independent residuals: a line has no places of which other residuals would tell."""
+    rng = np.random.default_rng(4)
+    i, v = (part.ravel() for part in np.indices((20, 4)))
+    data = pd.DataFrame({"id": i, "v": v, "site": i % 5, "x": rng.normal(size=80)})
+    data["y"] = data.x + 2.0 * rng.normal(size=5)[i % 5] + rng.normal(size=80)
+    result = flc.lmm("y ~ x + (x | site)", data, residual="ar1(v | id)").fit()
+    found = result.predict_along("x", 3, low=0.0, high=2.0)
+    population = result.params["Intercept"] + result.params["x"] * found["x"]
+    effects = result.random_effects.set_index("site").loc[found["site"]].reset_index(drop=True)
+    np.testing.assert_allclose(found["fitted_population"], population, rtol=1e-12)
+    np.testing.assert_allclose(
+        found["fitted"], population + effects["Intercept"] + effects["x"] * found["x"], rtol=1e-12
+    )
+    alone = flc.lmm("y ~ x", data, residual="ar1(v | id)").fit()
+    with pytest.raises(flc.LMMError, match="the model has no random effects"):
+        alone.predict_along("x")
+
+
 def test_refuses():
     data = flc.datasets.load("orthodont")
     result = flc.lmm("distance ~ age * Sex + (1 | Subject)", data).fit()

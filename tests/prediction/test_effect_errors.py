@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.linalg import block_diag
 
 import fastlmm_core as flc
 import oracle
@@ -76,6 +78,40 @@ def test_several_factors(rng, nested):
             blocks = np.array([whole[at + i * q : at + i * q + q, at + i * q : at + i * q + q] for i in range(m)])
             close(result.random_effects_covariance(kind)[f.grouping.name], blocks)
             at += q * m
+
+
+@pytest.mark.parametrize("weights", [None, "w"])
+def test_structured_residuals(rng, weights):
+    n, m = 15, 4
+    i, v = (part.ravel() for part in np.indices((n, m)))
+    data = pd.DataFrame({"id": i, "v": v, "site": (i + v) % 6, "x": rng.standard_normal(n * m)})
+    data["w"] = rng.uniform(0.3, 3.0, n * m)
+    data["y"] = data.x + 2.0 * rng.standard_normal((6, 2))[data.site] @ [1.0, 0.0] + rng.standard_normal(n * m)
+    data = data[rng.random(n * m) > 0.1].reset_index(drop=True)
+    result = flc.lmm("y ~ x + (x | site) + (1 | id)", data, residual="ar1(v | id)", weights=weights).fit()
+    s2, rho = result.residual_parameters()["estimate"]
+    lag = np.abs(np.subtract.outer(data.v.to_numpy(), data.v.to_numpy()))
+    R = s2 * rho**lag * np.equal.outer(data.id.to_numpy(), data.id.to_numpy())
+    if weights:
+        R = R / np.sqrt(np.outer(data.w, data.w))
+    X = np.column_stack([np.ones(len(data)), data.x])
+    designs = {"site": X, "id": X[:, :1]}
+    Z = np.concatenate(
+        [np.where((data[f].to_numpy() == k)[:, None], Z, 0.0) for f, Z in designs.items() for k in np.unique(data[f])],
+        1,
+    )
+    G = block_diag(*[np.kron(np.eye(data[f].nunique()), result.G[f]) for f in designs])
+    W = np.linalg.inv(Z @ G @ Z.T + R)
+    P = W - W @ X @ np.linalg.solve(X.T @ W @ X, X.T @ W)
+    found = result.random_effects_covariance("prediction"), result.random_effects_covariance()
+    for covariances, inner in zip(found, (P, W), strict=True):
+        whole = G - G @ Z.T @ inner @ Z @ G
+        at = 0
+        for f, own in designs.items():
+            q = own.shape[1]
+            places = at + q * np.arange(data[f].nunique())
+            at = places[-1] + q
+            close(np.asarray(covariances[f]), np.array([whole[k : k + q, k : k + q] for k in places]))
 
 
 def test_stated_coefficients_have_no_error_and_unknown_kinds_are_refused():

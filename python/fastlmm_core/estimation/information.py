@@ -83,7 +83,7 @@ def moments(result: Fit, ddf: str, information: str = "auto") -> Moments:
     Raises
     ------
     LMMError
-        For Kenward-Roger after a fit by ML.
+        For Kenward-Roger after a fit by ML, and where the adjusted covariance of the coefficients is none.
     """
     information = information_used(result, information)
     key = ("moments", ddf, information if ddf != "satterthwaite" else "")
@@ -101,7 +101,27 @@ def information_used(result: Fit, information: str) -> str:
 
 def _quiet_moments(result: Fit, ddf: str, information: str) -> Moments:
     with one_blas_thread(result.engine.serial):
-        return _moments(result, ddf, information)
+        found = _moments(result, ddf, information)
+        if found.adjustment is not None:
+            _refuse_indefinite(found.adjustment, ddf)
+        return found
+
+
+def _refuse_indefinite(adjustment: Array, ddf: str) -> None:
+    """Refuse an adjusted covariance of the coefficients that has variances below zero.
+
+    What V bends by is taken off to second order in the errors of its parameters, which is too much where one of them
+    is hardly determined; and the observed information may be indefinite where the expected one is not.
+    """
+    try:
+        np.linalg.cholesky(np.eye(len(adjustment)) + adjustment)
+    except np.linalg.LinAlgError:
+        other = "ddf='kenward-roger-linear'" if ddf == "kenward-roger" else "information='expected'"
+        raise LMMError(
+            f"ddf={ddf!r}: Kenward and Roger's adjustment takes more from the covariance of the coefficients than "
+            "there is, because a parameter of the covariance matrices is hardly determined (see its standard error); "
+            f"use {other} or ddf='satterthwaite'"
+        ) from None
 
 
 def _moments(result: Fit, ddf: str, information: str) -> Moments:

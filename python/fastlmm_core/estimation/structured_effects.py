@@ -10,7 +10,7 @@ from ..kernels.records.rows import ConditionedRows
 from ..support.types import Array, Index
 from .model import Model
 
-__all__ = ["effects", "effects_covariances", "errorless_covariances"]
+__all__ = ["coefficient_errors", "effects", "effects_covariances", "errorless_covariances"]
 
 
 def effects(model: Model, engine: Engine, G: Array, rest: Array) -> tuple[Array, ...]:
@@ -75,20 +75,38 @@ def errorless_covariances(
     chol : (r, r) array or None
         Factor of X_o'V^-1X_o; None for coefficients that are known.
     """
-    f = model.factors[at]
-    own, m = G[f.columns, f.columns], f.grouping.m
+    own = G[model.factors[at].columns, model.factors[at].columns]
     out = own - conditional
     if chol is None or not len(chol):
         return out
-    problem = model.problem
+    half = coefficient_errors(model, engine, G, at, chol)
+    return np.asarray(out - half @ half.transpose(0, 2, 1))
+
+
+def coefficient_errors(model: Model, engine: Engine, G: Array, at: int, chol: Array) -> Array:
+    """What the errors of the coefficients add to those of the BLUPs of one grouping factor.
+
+    Parameters
+    ----------
+    model, engine, G, at
+        See `errorless_covariances`.
+    chol : (r, r) array
+        Factor of X_o'V^-1X_o.
+
+    Returns
+    -------
+    (m, q, r) array
+        G Z'V^-1X (X'V^-1X)^(-1/2) of each level, whose products with themselves are covariances relative to sigma^2.
+    """
+    f, problem = model.factors[at], model.problem
+    m = f.grouping.m
     turned = np.linalg.solve(chol, (_solved(model, engine, model.exog) @ problem.x_map).T).T
     Z, index = model.exog_re[:, f.columns], f.grouping.index
     E = np.empty((m, f.stop - f.start, len(chol)))
     for a, z in enumerate(Z.T):
         for j, column in enumerate(turned.T):
             E[:, a, j] = np.bincount(index, z * column, m)
-    half = own @ E
-    return np.asarray(out - half @ half.transpose(0, 2, 1))
+    return np.asarray(G[f.columns, f.columns] @ E)
 
 
 def _solved(model: Model, engine: Engine, v: Array) -> Array:

@@ -30,6 +30,10 @@ def predictions_along(
     table = Table(model.design.origin(data).table)
     grouping = model.factor(factor).grouping
     parsed = parse(spec.formula)
+    if not parsed.bars:
+        raise LMMError(
+            "predict_along() is of the levels of a factor, and the model has no random effects; use predict()"
+        )
     own = next(bar.factors for bar in parsed.bars if bar.name == grouping.name)
     groups = dict.fromkeys([*own, *(name for bar in parsed.bars for name in bar.factors)])
     others = [name for name in dict.fromkeys([*spec.reference, *spec.random_variables, *groups]) if name != x]
@@ -53,9 +57,11 @@ def predictions_along(
             codes, labels = column.codes(rows)
             typical = labels[_most_frequent(codes, grouping.index, grouping.m)]
         new[name] = np.repeat(typical, points)
+    # of structured residuals nothing is told here: rows have their places in these, and lines have none
+    every = [f.grouping.name for f in model.factors]
     means = {
         name: np.asarray(prediction(result, new, effects))
-        for name, effects in (("fitted_population", "population"), ("fitted", "all"))
+        for name, effects in (("fitted_population", "population"), ("fitted", every))
     }
     return model.table({grouping.name: np.repeat(grouping.labels, points), x: new[x], **means})
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..engines.protocol import linear_problem
 from ..errors import LMMError
+from ..estimation.structured_effects import coefficient_errors
 from ..support.types import Array
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ def effect_covariances(result: Fit, kind: str) -> tuple[Array, ...]:
 
 
 def _with_coefficients(result: Fit) -> tuple[Array, ...]:
+    model = result.model
+    if model.residual is not None:
+        G, chol = result.relative_covariance, result.solution.chol
+        halves = (coefficient_errors(model, result.engine, G, at, chol) for at in range(len(model.factors)))
+        return tuple(
+            conditional + result.sigma2 * (half @ half.transpose(0, 2, 1))
+            for conditional, half in zip(result.blup_covariances, halves, strict=True)
+        )
     problem = linear_problem(result.model.problem)
     factor, beta = result.optimum.factor, result.solution.beta
     half = np.linalg.inv(result.solution.chol)

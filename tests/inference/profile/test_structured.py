@@ -45,6 +45,18 @@ def sloped():
     return data.assign(y=data.y + np.random.default_rng(9).normal(size=12)[data.site] * data.x)
 
 
+def test_a_correlation_of_what_does_not_vary_is_no_number():
+    """A search passes by where a variance is zero, and must not end there."""
+    fit = flc.lmm("y ~ x + (x | site)", sloped(), variance="exp(t)").fit()
+    z = np.concatenate([fit.theta, [np.log(fit.sigma2)]])
+    correlation = next(value for value in reported(fit) if value.name.startswith("cor"))
+    assert np.isfinite(correlation.at(z).c)
+    for vanishing in ([0], [1, 2]):
+        z[vanishing] = 0.0
+        assert np.isnan(correlation.at(z).c)
+        assert np.isnan(correlation.natural(z))
+
+
 def lags(data):
     return np.abs(np.subtract.outer(data.visit.to_numpy(), data.visit.to_numpy()))
 

@@ -8,7 +8,7 @@ Fisher's z of a correlation, or psi itself.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from math import atanh, exp, inf, log, tanh
+from math import atanh, exp, inf, log, nan, tanh
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -153,6 +153,8 @@ class _OfEffects(Value):
         dL, d2L = np.zeros(k), np.zeros((k, k))
         for a in (i, j):
             value, first, second = element(a, a)
+            if not value > 0.0:
+                return Curved(nan, np.zeros(n), np.zeros((n, n)))
             own = first / value
             half += 0.5 * log(value)
             dL += 0.5 * own
