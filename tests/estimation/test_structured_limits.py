@@ -148,3 +148,21 @@ def test_an_adjustment_that_leaves_no_covariance_is_refused(seed, is_one):
         with pytest.raises(flc.LMMError, match="ddf='kenward-roger-linear' or ddf='satterthwaite'"):
             ask(ddf="kenward-roger")
     assert np.isfinite(fit.tidy(ddf="kenward-roger-linear")["std_error"]).all()
+
+
+def test_ordinary_least_squares_have_their_exact_f():
+    data = opposed().assign(h=lambda d: np.array(list("abc"))[d.v % 3])
+    fit = flc.lmm("y ~ x + h", data, residual="id(v | id)").fit()
+    full = fit.model.exog
+    y = data.y.to_numpy()
+    rests = [y - X @ np.linalg.lstsq(X, y, rcond=None)[0] for X in (full, full[:, :2])]
+    df = len(y) - full.shape[1]
+    F = ((rests[1] @ rests[1]) / (rests[0] @ rests[0]) - 1.0) * df / 2.0
+    for ddf in ("satterthwaite", "kenward-roger", "residual"):
+        test = fit.test(["h[T.b]", "h[T.c]"], ddf=ddf)
+        assert test.statistic == pytest.approx(F, rel=1e-10)
+        assert test.df_denom == pytest.approx(df)
+    means = fit.emmeans("h", ddf="kenward-roger")
+    np.testing.assert_allclose(means.df, df)
+    with pytest.raises(flc.LMMError, match="the model has no random effects"):
+        fit.random_effect_test()

@@ -181,7 +181,7 @@ def kenward_roger_f(found: Moments, basis: Array) -> tuple[Array, Array]:
     wide = basis[..., None, :, :]
     turned = wide @ found.slopes @ np.swapaxes(wide, -1, -2) - found.shift[..., None, None] * np.eye(m)
     traces = np.trace(turned, axis1=-2, axis2=-1)
-    weighted = (found.inverse @ turned.reshape(*turned.shape[:-2], -1)).reshape(turned.shape)
+    weighted = (found.inverse @ turned.reshape(*turned.shape[:-2], np.prod(turned.shape[-2:]))).reshape(turned.shape)
     a1 = 2.0 * ((traces * (found.inverse @ traces[..., None])[..., 0]).sum(axis=-1) + m * m / found.nu)
     # turned matrices are symmetric
     a2 = 2.0 * ((turned * weighted).sum(axis=(-3, -2, -1)) + m / found.nu)

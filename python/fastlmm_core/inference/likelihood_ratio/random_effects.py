@@ -157,6 +157,8 @@ def effects_of(model: Model, term: str | None) -> list[_Effect]:
         if term == factor.grouping.name:
             return [_Effect(f"all effects of {term}", tuple(range(factor.start, factor.stop)))]
     if not tested:
+        if not known:
+            raise LMMError("the model has no random effects, of which this is a test")
         raise LMMError(f"term={term!r} is not among the random effects; use one of {', '.join(sorted(known))}")
     return tested
 
