@@ -102,6 +102,7 @@ def independent_units(design: Design, why: str) -> Units:
 
     Parameters
     ----------
+    design : Design
     why : str
         What a message says before it tells that there are none.
 
@@ -118,7 +119,7 @@ def independent_units(design: Design, why: str) -> Units:
 
 
 def subjects(design: Design) -> Callable[[int], Rows]:
-    """Designs of so many independent groups: see `power_analysis.power_curve`."""
+    """Designs of so many independent groups: see `planning.curves`."""
     names = " or ".join(f"along={factor.grouping.name!r}" for factor in design.factors)
     try:
         units = independent_units(design, "along='subjects' needs independent groups")

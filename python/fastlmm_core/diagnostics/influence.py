@@ -1,6 +1,6 @@
 """Influence of groups and observations: what the estimates become without them.
 
-The refits are exact (see deletion.py, and refits.py for several grouping factors).  Measures follow Loy and Hofmann
+The refits are exact (see `estimation.deletion`).  Measures follow Loy and Hofmann
 2014 (J. Stat. Softw. 56(5), sec. 3), Belsley, Kuh and Welsch 1980 (Regression Diagnostics, ch. 2), and Demidenko and
 Stukel 2005 (Statist. Med. 24, 893-909), with the estimates of the deleted fit in the place of one-step approximations.
 """

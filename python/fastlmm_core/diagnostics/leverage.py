@@ -1,7 +1,7 @@
 """Leverage, and what the variances of residuals are made of.
 
 With one grouping factor all of it is computed group by group in conditioned columns, O(n (p +
-q)^2), with several by the elimination of posterior.py.
+q)^2), with several by the elimination of `posterior_root`.
 """
 
 from __future__ import annotations

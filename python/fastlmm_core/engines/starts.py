@@ -42,6 +42,10 @@ def moment_start(criterion: Engine, structure: CovarianceStructure, n: int, m: i
 
     Parameters
     ----------
+    criterion : Engine
+    structure : CovarianceStructure
+    n, m : int
+        Rows, and groups.
     within : float
         Residual sum of squares within groups; zero where there are as many random effects as rows and columns of X
         leave, so that half of the variation is taken for residual.

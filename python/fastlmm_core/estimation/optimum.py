@@ -92,7 +92,7 @@ class Optimum(NamedTuple):
     trace : tuple
         (value, decrement, radius) at each point accepted by the Newton method.
     others : tuple of LocalMinimum
-        Certified minima that are hardly higher (see `REPORTED` in optimize.py).
+        Certified minima that are hardly higher (see `optimize.REPORTED`).
     restricted : (k,) array or None
         The parameters of `covariance.effects`, where the covariance of random effects has fewer than theta; gradient
         and Hessian are then in these.

@@ -1,6 +1,6 @@
 """Model arrays from a formula in lme4's syntax and a table.
 
-`syntax` splits a formula into its sides, `formula_matrices` turns each into a matrix; here they are put together, and
+`syntax` splits a formula into its sides, `matrices` turns each into a matrix; here they are put together, and
 what a fit must remember of them is kept.
 """
 

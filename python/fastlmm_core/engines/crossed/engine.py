@@ -1,7 +1,7 @@
 """The criterion of several grouping factors with the derivatives in G^ that inference needs.
 
 A unit direction D of G^ stands for its action on every level of its factor; directions between factors are none, and
-what belongs to them is zero.  N = Z'V^-1 Z and E = Z'V^-1 [X y] come from the kernel `_blocked`.
+what belongs to them is zero.  N = Z'V^-1 Z and E = Z'V^-1 [X y] come from the kernel `_crossed`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ONE_SIDED = ((0.0, 1.0, 2.0, 3.0, 4.0), (-25.0 / 12.0, 4.0, -3.0, 4.0 / 3.0, -0.
 class CrossedCriterion(LevelDirections, CrossedEngine):
     """The criterion as a function of the free elements of L, with the interface of `ClusterCriterion`.
 
-    See `_blocked.CrossedEngine` for the parameters.
+    See `_crossed.CrossedEngine` for the parameters.
     """
 
     _traces: tuple[Array, Array] | None = None

@@ -276,7 +276,7 @@ def condition_chain(
     """The problem from one pass over the rows where all factors are nested in each other; None where that does not do.
 
     It does not do for crossed factors, or columns so dependent, or explained so well, that sums of products are not
-    exact enough.  The parameters are those of `hierarchy.condition_factors`, and codes (n,) intp arrays.
+    exact enough.  The parameters are those of `choose.condition_factors`, and codes (n,) intp arrays.
     """
     sizes = [f.m for f in factors]
     if len(set(sizes)) < len(sizes):

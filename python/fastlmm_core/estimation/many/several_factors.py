@@ -2,7 +2,7 @@
 
 The responses share the layout of the elimination and Z'X; only the column of y in Z'[X y] changes, so that each is a
 fit by the compiled Newton from one start.  What certifies an optimum and gives its standard errors and degrees of
-freedom is taken for many responses at once; the formulas are those of `_blocked`.
+freedom is taken for many responses at once; the formulas are those of `_crossed`.
 
 No result depends on the responses beside it: sums over rows are products with sparse matrices, which add up each
 column by itself, and stacks of small matrices are multiplied one by one.
@@ -188,7 +188,7 @@ class HierarchyDesign:
         return found
 
     def condition(self, Y: Array) -> tuple[_Responses, NDArray[np.intc]]:
-        """Residuals of the rows of Y on X, by the steps of `hierarchy.condition_factors`, and their Z'y.
+        """Residuals of the rows of Y on X, by the steps of `choose.condition_factors`, and their Z'y.
 
         Returns
         -------

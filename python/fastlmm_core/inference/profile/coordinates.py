@@ -153,6 +153,8 @@ class Deviance:
 
         Parameters
         ----------
+        chart : Chart
+        state : State
         local : Local, optional
             Known from another chart.
         """
