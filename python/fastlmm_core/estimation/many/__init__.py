@@ -8,6 +8,7 @@ visits            the same for `us` residuals over visits
 batch_fit         the record of many fits
 parts             some of the responses, and batches put together
 masks             responses with missing observations
+mask_parts        some of these, several put together
 responses_of_mask    these where they stand among others
 sparse            sums of sparse responses
 stack             problems with designs of their own

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ...errors import LMMError
 from ...estimation.column_moments import offset_mean
+from ...estimation.many.mask_parts import fits_of, joined_masks, masks_with_responses, some_masks
 from ...estimation.many.masks import Masked, responses_of
-from ...estimation.many.parts import check_labels, chosen_places, part_of, same_design, with_responses
-from ...estimation.many.stack_fit import joined_stacks, part_of_stack
+from ...estimation.many.parts import check_labels, chosen_places, same_design
 from ...estimation.many.values import ResponseStack, for_lanes
 from ...support.arguments import checked
 from ...support.seeds import Seed, generator_of
@@ -78,19 +78,16 @@ class MaskedBatch(OwnDesigns):
         self.masks = tuple(masks)
         self.labels = labels
         self.scattered = scattered
-        count = sum(len(mask.members) for mask in masks) + (0 if scattered is None else len(scattered[0]))
-        self._owner = np.empty(count, dtype=np.intp)
-        self._place = np.empty(count, dtype=np.intp)
+        self._owner, self._place = fits_of(masks, scattered)
+        count = len(self._owner)
         self.nobs = np.zeros(count, dtype=np.intp)
         self.n_groups = np.zeros(count, dtype=np.intp)
         index = model.factors[0].grouping.index if model.factors else None
-        for k, mask in enumerate(masks):
-            self._owner[mask.members], self._place[mask.members] = k, np.arange(len(mask.members))
+        for mask in masks:
             self.nobs[mask.members] = len(mask.rows)
             self.n_groups[mask.members] = 0 if index is None else len(np.unique(index[mask.rows]))
         if scattered is not None:
             places, fits = scattered
-            self._owner[places], self._place[places] = -1, np.arange(len(places))
             self.nobs[places], self.n_groups[places] = fits.nobs, fits.n_groups
         p = model.exog.shape[1]
         self.params, self.bse = self._spread("params", (p,)), self._spread("bse", (p,))
@@ -152,10 +149,7 @@ class MaskedBatch(OwnDesigns):
 
     def _spread(self, name: str, shape: tuple[int, ...] = ()) -> Array:
         """An array of all responses from those of the masks."""
-        out = np.full((len(self), *shape), np.nan)
-        for members, batch in self._parts():
-            out[members] = getattr(batch, name)
-        return out
+        return self._spread_of(lambda batch: getattr(batch, name), shape)
 
     @property
     def invalid(self) -> NDArray[np.intp]:
@@ -165,10 +159,7 @@ class MaskedBatch(OwnDesigns):
     def cov_params(self) -> Array:
         """Covariance matrices of the fixed effects (n_responses, p, p); NaN as in `bse`."""
         p = self.params.shape[1]
-        out = np.full((len(self), p, p), np.nan)
-        for members, batch in self._parts():
-            out[members] = batch.cov_params() if isinstance(batch, EachResult) else covariances(batch)
-        return out
+        return self._spread_of(lambda b: b.cov_params() if isinstance(b, EachResult) else covariances(b), (p, p))
 
     def _whole(self) -> Model:
         return self.model
@@ -366,19 +357,7 @@ class MaskedBatch(OwnDesigns):
         if len(responses) != len(self):
             raise LMMError(f"Y has {len(responses)} responses and the batch {len(self)}: give what was fitted")
         check_labels(self.labels, labels)
-        missing, masks = np.isnan(responses), []
-        for mask in self.masks:
-            there = np.ones(self.model.nobs, dtype=bool)
-            there[mask.rows] = False
-            other = (missing[mask.members] != there).any(axis=1)
-            if other.any():
-                raise LMMError(
-                    f"Y has other missing values than what was fitted (first: response {mask.members[other][0]})"
-                )
-            if mask.batch is not None:
-                own = np.take(responses[mask.members], mask.rows, axis=1)
-                mask = mask._replace(batch=with_responses(mask.batch, own))
-            masks.append(mask)
+        masks = masks_with_responses(self.masks, responses)
         if self.scattered is not None:
             self.scattered[1].with_responses(responses[self.scattered[0]])
         return MaskedBatch(self.model, masks, self.labels, self.scattered)
@@ -396,15 +375,7 @@ class MaskedBatch(OwnDesigns):
         return int(found[0])
 
     def _part(self, chosen: NDArray[np.intp]) -> MaskedBatch:
-        masks, scattered = [], None
-        for k, mask in enumerate(self.masks):
-            members = np.flatnonzero(self._owner[chosen] == k)
-            if len(members):
-                own = None if mask.batch is None else part_of(mask.batch, self._place[chosen[members]])
-                masks.append(Masked(mask.rows, members, own, mask.reason))
-        members = np.flatnonzero(self._owner[chosen] < 0)
-        if self.scattered is not None and len(members):
-            scattered = members, part_of_stack(self.scattered[1], self._place[chosen[members]])
+        masks, scattered = some_masks(self.masks, self.scattered, chosen)
         labels = None if self.labels is None else self.labels[chosen]
         return MaskedBatch(self.model, masks, labels, scattered)
 
@@ -496,23 +467,17 @@ def _joined(batches: list[MaskedBatch]) -> MaskedBatch:
     """See `MaskedBatch.concat`."""
     if not batches:
         raise LMMError("concat needs at least one batch")
-    first, masks, begin = batches[0], [], 0
-    left: list[NDArray[np.intp]] = []
-    fits: list[EachResult] = []
+    first = batches[0]
     for k, batch in enumerate(batches):
         if not isinstance(batch, MaskedBatch) or not same_design(first.model, batch.model):
             raise LMMError(f"batches[{k}] is not of the responses of one model; use one model's fit_many for all")
-        masks += [mask._replace(members=mask.members + begin) for mask in batch.masks]
-        if batch.scattered is not None:
-            left.append(batch.scattered[0] + begin)
-            fits.append(batch.scattered[1])
-        begin += len(batch)
     known = [batch.labels for batch in batches if batch.labels is not None]
     labels = np.concatenate(known) if len(known) == len(batches) else None
     kinds = {part.reml for batch in batches for _, part in batch._parts()}
     if len(kinds) > 1:
         raise LMMError("some of the batches are by REML and others by ML; fit all alike")
-    return MaskedBatch(first.model, masks, labels, (np.concatenate(left), joined_stacks(fits)) if fits else None)
+    masks, scattered = joined_masks((batch.masks, batch.scattered) for batch in batches)
+    return MaskedBatch(first.model, masks, labels, scattered)
 
 
 def _rank(batch: BatchFit | EachResult) -> Array:
