@@ -28,6 +28,18 @@ WIDE = {
 } | {"lanes/kernels.pxd", "crossed/engine.pyx", "rows/labels.pyx"}
 """Files with lines that are still to be folded."""
 
+MODULE = 500
+"""Lines of a module of Python, with its texts."""
+
+LONG = {
+    "result.py": "methods of a line, each with the text that users read",
+    "model.py": "the same",
+    "batch_result.py": "the same",
+    "inference/many/own_designs.py": "the same",
+    "estimation/model.py": "properties of a line, by which a model passes on what design and problem know",
+}
+"""Modules that may be longer, and why."""
+
 HEAD = re.compile(r"^( *)(?:cdef|cpdef|def)\b(?! class)[^\n=(]*?(\w+)\(", re.M)
 
 
@@ -97,6 +109,12 @@ def test_lines_of_kernels_are_not_long(path):
         return
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [(i, len(line)) for i, line in enumerate(lines, start=1) if len(line) > WIDTH] == []
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT / "python" / "fastlmm_core")))
+def test_modules_are_short(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MODULE or str(path.relative_to(ROOT / "python" / "fastlmm_core")) in LONG
 
 
 def test_there_are_kernels():
