@@ -34,6 +34,9 @@ MOST_WIDE = 4
 WORK_UP_TO = 3e7
 """Products of an evaluation up to which vectors over responses are faster than BLAS."""
 
+AT_ONCE = 1e6
+"""Numbers of a table of the screen of which so many points are worked on at once."""
+
 
 class _Order(NamedTuple):
     """The levels of one factor as leaves, and the core's effects by part.
@@ -254,74 +257,88 @@ def _screen(
 ) -> FactorScreen:  # fmt: skip
     """The tables by which the criteria of all responses are evaluated at the points."""
     thetas, neighbours, effort = points
-    share, half, half_xx, constants = [], [], [], []
-    p = rows.x.shape[1]
-    for theta in thetas:
-        F = np.zeros((search.column[-1],) * 2)
-        F[search.rows, search.columns] = theta[search.terms] / search.unit
-        weights, table, of_x, constant = _point(F, leaves, parts, search, p)
-        share.append(weights)
-        half.append(table)
-        half_xx.append(of_x)
-        constants.append(constant)
-    log_v, log_h = np.array(constants).T
+    factors = np.zeros((len(thetas), search.column[-1], search.column[-1]))
+    factors[:, search.rows, search.columns] = thetas[:, search.terms] / search.unit
+    sizes = np.diff(parts.core)
+    width = int(sizes @ (sizes + leaves.x.shape[1] * np.diff(parts.leaves)))
+    step = max(1, int(AT_ONCE / max(1, width)))
+    tables = [
+        _tables(factors[first : first + step], leaves, parts, search, rows.x.shape[1])
+        for first in range(0, len(factors), step)
+    ]
+    share, half, half_xx, log_v, log_h = (np.concatenate(one) for one in zip(*tables, strict=True))
     known = np.where(np.isfinite(log_h), log_v, np.inf)
     return FactorScreen(
-        thetas=np.ascontiguousarray(thetas), neighbours=neighbours.astype(np.int64), share=np.array(share),
-        half=np.array(half), half_x=np.zeros(0), half_xx=np.array(half_xx),
+        thetas=np.ascontiguousarray(thetas), neighbours=neighbours.astype(np.int64), share=share,
+        half=half, half_x=np.zeros(0), half_xx=half_xx,
         constant=(known + np.where(np.isfinite(log_h), log_h, 0.0), known),
         limit=DESCENTS[effort], lowest=LOWEST_POINTS[effort], spread=SPREAD[effort],
     )  # fmt: skip
 
 
-def _point(
+def _tables(
     F: Array, leaves: CorrelatedLeaves, parts: CorrelatedParts, search: CorrelatedSearch, p: int
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], tuple[float, float]]:
-    """Weights of the leaves, rows of the parts and of X, log|V| and log|H_xx| at the factor of a level."""
-    q, m, n_core = leaves.x.shape[1], len(leaves.R), len(parts.factor)
+) -> tuple[NDArray[Any], ...]:
+    """Weights of the leaves, rows of the parts and of X, log|V| and log|H_xx| at factors (count, q, q) of a level."""
+    count, (m, q, _), n_core = len(F), leaves.x.shape, len(parts.factor)
     R = np.zeros((m, q, q))
     R[:, *np.triu_indices(q)] = leaves.R
-    U = R @ F[-q:, -q:]
-    inverse = np.linalg.inv(np.eye(q) + U @ U.transpose(0, 2, 1))
-    log_v = -float(np.linalg.slogdet(inverse)[1].sum())
+    U = R @ F[:, None, -q:, -q:]
+    inverse = np.linalg.inv(np.eye(q) + U @ U.transpose(0, 1, 3, 2))
+    log_v = -np.linalg.slogdet(inverse)[1].sum(axis=1)
     lower = np.tril_indices(q)
-    weights = (inverse[:, lower[0], lower[1]] * np.where(lower[0] == lower[1], 1.0, 2.0)).ravel()
-    H, x_rows, at = np.zeros((p, p)), np.zeros((p, n_core + m * q + p)), np.tril_indices(p)
-    H[at] = H.T[at] = leaves.within_xx
-    weighted = inverse @ leaves.x
-    H += np.einsum("lai,laj->ij", leaves.x, weighted)
-    x_rows[:, n_core : n_core + m * q] = weighted.reshape(m * q, p).T
-    x_rows[:, n_core + m * q :] = np.eye(p)
+    weights = (inverse[:, :, *lower] * np.where(lower[0] == lower[1], 1.0, 2.0)).reshape(count, -1)
+    weighted = (inverse @ leaves.x).reshape(count, m * q, p)
+    H = _symmetric(leaves.within_xx, p) + leaves.x.reshape(-1, p).T @ weighted
+    x_rows = np.zeros((count, p, n_core + m * q + p))
+    x_rows[:, :, n_core : n_core + m * q] = weighted.transpose(0, 2, 1)
+    x_rows[:, :, n_core + m * q :] = np.eye(p)
     tables = []
     for part in range(len(parts.core) - 1):
         core, own = slice(*parts.core[part : part + 2]), slice(*parts.leaves[part : part + 2])
-        J = core.stop - core.start
+        J, of_leaves = core.stop - core.start, slice(own.start * q, own.stop * q)
         c = leaves.core[leaves.at[own.start] :][: (own.stop - own.start) * q * J].reshape(-1, q, J)
-        B, triangle = np.zeros((J, J)), np.tril_indices(J)
-        B[triangle] = B.T[triangle] = parts.within_cc[parts.square_at[part] :][: len(triangle[0])]
-        turned = inverse[own] @ c
-        B += np.einsum("lai,laj->ij", c, turned)
-        Bx = parts.within_cx[core] + np.einsum("lai,laj->ij", c, weighted[own])
-        L2 = np.zeros((J, J))
+        turned = (inverse[:, own] @ c).reshape(count, -1, J)
+        across = c.reshape(-1, J).T
+        B = _symmetric(parts.within_cc[parts.square_at[part] :][: J * (J + 1) // 2], J) + across @ turned
+        Bx = parts.within_cx[core] + across @ weighted[:, of_leaves]
+        L2 = np.zeros((count, J, J))
         at_level = 0
         while at_level < J:
             end = parts.tail[core.start + at_level]
             f = parts.factor[core.start + at_level]
             inside = slice(search.column[f], search.column[f + 1])
-            L2[at_level:end, at_level:end] = F[inside, inside]
+            L2[:, at_level:end, at_level:end] = F[:, inside, inside]
             at_level = end
-        M = np.linalg.cholesky(np.eye(J) + L2.T @ B @ L2)
-        log_v += 2.0 * float(np.log(np.diag(M)).sum())
-        S = np.linalg.solve(M, L2.T)
-        of_y = np.concatenate([S, S @ turned.reshape(-1, J).T], axis=1)
-        tables.append(of_y.ravel())
+        M = np.linalg.cholesky(np.eye(J) + L2.transpose(0, 2, 1) @ B @ L2)
+        log_v += _log_det(M)
+        S = np.linalg.solve(M, L2.transpose(0, 2, 1))
+        of_y = np.concatenate([S, S @ turned.transpose(0, 2, 1)], axis=2)
+        tables.append(of_y.reshape(count, -1))
         Sx = S @ Bx
-        H -= Sx.T @ Sx
-        x_rows[:, core] -= Sx.T @ of_y[:, :J]
-        x_rows[:, n_core + own.start * q : n_core + own.stop * q] -= Sx.T @ of_y[:, J:]
-    try:
-        chol = np.linalg.cholesky(H)
-    except np.linalg.LinAlgError:
-        return weights, np.concatenate(tables), np.zeros_like(x_rows), (log_v, np.inf)
-    found = np.linalg.solve(chol, x_rows)
-    return weights, np.concatenate(tables), found, (log_v, 2.0 * float(np.log(np.diag(chol)).sum()))
+        H -= Sx.transpose(0, 2, 1) @ Sx
+        change = Sx.transpose(0, 2, 1) @ of_y
+        x_rows[:, :, core] -= change[:, :, :J]
+        x_rows[:, :, n_core + of_leaves.start : n_core + of_leaves.stop] -= change[:, :, J:]
+    chol, log_h = np.tile(np.eye(p), (count, 1, 1)), np.full(count, np.inf)
+    for i in range(count):
+        try:
+            chol[i] = np.linalg.cholesky(H[i])
+        except np.linalg.LinAlgError:
+            x_rows[i] = 0.0
+            continue
+        log_h[i] = _log_det(chol[i])
+    return weights, np.concatenate(tables, axis=1), np.linalg.solve(chol, x_rows), log_v, log_h
+
+
+def _symmetric(triangle: Array, size: int) -> Array:
+    """The matrix of a lower triangle."""
+    out = np.empty((size, size))
+    out[np.tril_indices(size)] = triangle
+    out.T[np.tril_indices(size)] = triangle
+    return out
+
+
+def _log_det(lower: NDArray[Any]) -> Array:
+    """log|L L'| of triangular matrices (..., n, n)."""
+    return np.asarray(2.0 * np.log(np.diagonal(lower, axis1=-2, axis2=-1)).sum(axis=-1))
