@@ -51,14 +51,18 @@ class Term:
         """n x (m q), level by level."""
         return oracle.random_design(self.Z, self.groups)[1]
 
+    @cached_property
+    def same(self) -> np.ndarray:
+        """Whether two rows have the same level."""
+        return self.groups[:, None] == self.groups
+
     def spread(self, G: np.ndarray) -> np.ndarray:
-        """Z (I (x) G) Z'."""
-        return self.wide @ np.kron(np.eye(len(self.levels)), G) @ self.wide.T
+        """Z (I (x) G) Z' of all levels: Z_i G Z_i' of each, and nothing between them."""
+        return np.where(self.same, self.Z @ G @ self.Z.T, 0.0)
 
     def collected(self, W: np.ndarray) -> np.ndarray:
         """Sum over the levels of Z_i' W_ii Z_i."""
-        whole, q = self.wide.T @ W @ self.wide, self.q
-        return sum(whole[i : i + q, i : i + q] for i in range(0, len(whole), q))
+        return self.Z.T @ np.where(self.same, W, 0.0) @ self.Z
 
 
 @dataclass(frozen=True)
@@ -148,9 +152,14 @@ class Design:
         return self.at([L @ L.T for L in self.lambdas(theta)], reml).value
 
     def gradient(self, theta: np.ndarray, reml: bool) -> np.ndarray:
+        return self.both(theta, reml)[1]
+
+    def both(self, theta: np.ndarray, reml: bool) -> tuple[float, np.ndarray]:
+        """Criterion and gradient."""
         factors = self.lambdas(theta)
-        W = self.at([L @ L.T for L in factors], reml).W
-        return self.theta([2.0 * t.collected(W) @ L for t, L in zip(self.terms, factors, strict=True)])
+        at = self.at([L @ L.T for L in factors], reml)
+        slopes = [2.0 * t.collected(at.W) @ L for t, L in zip(self.terms, factors, strict=True)]
+        return at.value, self.theta(slopes)
 
     # what follows from the estimates
 
@@ -243,9 +252,7 @@ class Design:
         starts = [eye, 0.1 * eye, *(eye * rng.exponential(1.5) + 0.7 * rng.normal(size=len(eye)) for _ in range(draws))]
         starts += [self.turned(theta, turns) for theta in extra]
         return min(
-            scipy.optimize.minimize(
-                scaled.criterion, s, (reml,), jac=scaled.gradient, method="BFGS", options={"gtol": 1e-6}
-            ).fun
+            scipy.optimize.minimize(scaled.both, s, (reml,), jac=True, method="BFGS", options={"gtol": 1e-6}).fun
             for s in starts
         )
 

@@ -126,8 +126,9 @@ def test_names_of_many_groups_do_not_overlap(formula):
     }
     fit = flc.lmm(formula, data).fit()
     axes = [*fit.plot().ravel(), plots.caterpillar(fit), plots.shrinkage(fit)]
+    for figure in {ax.figure for ax in axes}:
+        figure.canvas.draw()
     for ax in axes:
-        ax.figure.canvas.draw()
         boxes = [label.get_window_extent() for label in ax.get_yticklabels() if label.get_text()]
         ends = sorted((box.y0, box.y1) for box in boxes)
         assert all(low[1] <= high[0] + 1.0 for low, high in pairwise(ends))
