@@ -26,6 +26,9 @@ FORMULA = "y ~ t + (t | g)"
 LSTSQ = "np.linalg.lstsq"
 TWO = "fastlmm_core, two threads"
 
+LIMITS = {"sorted": 4.0, "shuffled": 8.0}
+"""Codes of text of each row's own beside the least that reading all of it takes."""
+
 
 def least_squares_case(data: Arrays) -> _harness.Case:
     return _harness.Case(LSTSQ, lambda: np.linalg.lstsq(data.x, data.y, rcond=None))
@@ -81,6 +84,23 @@ def from_frame(
         peers.append(lmer_case(session, FORMULA))
     caption = f"From a pandas frame and a formula, {len(frame):,} rows, {labels} labels, {order}"
     report.compare(caption, fastlmm_formula(FORMULA, frame), peers, missing, rounds)
+
+
+def labels_of_objects(report: _harness.Report, order: str, rounds: int, groups: int) -> None:
+    """Text with an object of each row's own to codes: against counting a reference to each object, which reads it."""
+    from fastlmm_core.kernels import object_codes
+
+    data = growth(groups, times="own")
+    frame = (data if order == "sorted" else shuffled(data)).frame("string")
+    text = np.array([label + "" for label in frame["g"].tolist()], dtype=object)
+    codes, labels = object_codes(text)
+    if not (labels[codes] == text).all() or sorted(labels) != labels.tolist():
+        report.fail(f"labels, {order}: the codes are not those of the sorted labels")
+        return
+    cases = [_harness.Case("codes", lambda: object_codes(text)), _harness.Case("references", text.copy)]
+    timings = _harness.interleave(cases, rounds)
+    ratio = timings.ratio("codes", "references")
+    report.target(f"codes of {text.size:,} labels / references, {order}", ratio, LIMITS[order])
 
 
 def memory_child(times: str, groups: int) -> None:
@@ -143,6 +163,8 @@ def main() -> int:
         for order in ("sorted", "shuffled"):
             rivals = session if order == "sorted" else None
             from_frame(report, labels, order, rivals, min(options.rounds, 3 if rivals else 5), options.groups)
+    for order in LIMITS:
+        labels_of_objects(report, order, options.rounds, options.groups)
     memory(report, options.groups)
     if session is not None:
         session.close()

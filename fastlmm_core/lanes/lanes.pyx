@@ -55,6 +55,7 @@ from fastlmm_core.lanes.kernels cimport (
     CorrelatedDesign, CorrelatedMoments, DesignMoments, FactorDesign, FactorScreen, LaneKernels, LinesToRead, Outcome,
     OwnGroups, PackedGroups, ProblemSums, Profile, RawGroups, Screen, SeriesSums, SeriesWork, Shape, SharedLines,
     SharedScreen, Sums, lane_kernels_name, lay_profile, sums_width, vec, vecu)
+from fastlmm_core.simd.prefetch cimport FETCH
 from fastlmm_core.small.arena cimport Arena, take
 from fastlmm_core.small.chain cimport Chain, Gls
 
@@ -65,7 +66,6 @@ cdef extern from "vector.h":
     vec VEC_RSQRT_ABOVE(vec, vec) nogil
     vec VEC_LOG(vec) nogil
     vec VEC_ABS(vec) nogil
-    void FETCH(const void*) nogil
     void VEC_SPLIT(vec, vec) nogil
     vec VEC_WHERE_POSITIVE(vec, vec, vec) nogil
     void vec_transpose(const double* const*, long, const double*, double*) nogil

@@ -14,7 +14,6 @@ cdef extern from *:
     #define PAIR_TURNED(x) ((pair){(x)[1], (x)[0]})
     #define PAIR_FIRST(x) ((x)[0])
     #define PAIR_SECOND(x) ((x)[1])
-    #define FETCH(x) __builtin_prefetch(x)
     """
     ctypedef double pair
     pair PAIR(double) nogil
@@ -22,7 +21,6 @@ cdef extern from *:
     pair PAIR_TURNED(pair) nogil
     double PAIR_FIRST(pair) nogil
     double PAIR_SECOND(pair) nogil
-    void FETCH(const void*) nogil
 
 
 cdef void lay_design_rows(const Stacked* rows, DesignRows* r, Arena* arena) noexcept nogil:

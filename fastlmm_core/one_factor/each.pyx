@@ -17,6 +17,7 @@ from fastlmm_core.kernels._matrices cimport Regression, regress, triangle
 from fastlmm_core.kernels._rows cimport Pass, add_pass, probe_column, whole, work_size
 from fastlmm_core.lanes.kernels cimport (
     PROBLEM_SIZE, Batch, DesignMoments, LinesToRead, Outcome, ProblemSums, Screen, SharedLines)
+from fastlmm_core.simd.prefetch cimport FETCH
 from fastlmm_core.small.arena cimport Arena, furnish, refurnish, take
 
 include "conditioning.pxi"

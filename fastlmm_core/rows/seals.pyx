@@ -4,12 +4,7 @@ from libc.stdint cimport int64_t, uint64_t
 
 import numpy as np
 
-cdef extern from *:
-    """
-    /* to the second cache, which can wait for more at a time than the first one */
-    #define FETCH(x) __builtin_prefetch(x, 0, 2)
-    """
-    void FETCH(const void*) nogil
+from fastlmm_core.simd.prefetch cimport FETCH_FAR
 
 cdef enum:
     TOGETHER = 8        # numbers that are summed side by side: those of a cache line
@@ -58,7 +53,7 @@ cdef inline void fetch_line(const double* x, Py_ssize_t n) noexcept nogil:
     """Let a line be on its way from memory while others are summed."""
     cdef Py_ssize_t block
     for block in range((n + TOGETHER - 1) // TOGETHER):
-        FETCH(x + block * TOGETHER)
+        FETCH_FAR(x + block * TOGETHER)
 
 
 cdef void seal_lines(const double* values, Py_ssize_t width, const int64_t* at, Py_ssize_t n, const int64_t* lines,

@@ -9,8 +9,7 @@ from libc.stdlib cimport calloc, free, realloc
 
 import numpy as np
 
-cdef extern from *:
-    void fetch "__builtin_prefetch"(const void*, int, int) nogil
+from fastlmm_core.simd.prefetch cimport FETCH
 
 cdef enum:
     BATCH = 64
@@ -85,7 +84,7 @@ cdef class SlotTable:
         cdef Place* place
         for i in range(n):
             at[i] = home(first[i], second[i] if second != NULL else 0, mask)
-            fetch(self.places + at[i], 0, 3)
+            FETCH(self.places + at[i])
         for i in range(n):
             b = second[i] if second != NULL else 0
             place = self.places + at[i]

@@ -1,48 +1,36 @@
 # The order of labels: by the eight bytes that follow what all of them begin with, digit by digit; where these do not
 # tell it, the caller sorts the text itself.
 #
-# uses   Labels, Key (labels.pyx)
+# uses   Labels, is_short (label_table.pxi)
 # gives  sorted_order
 
+cdef enum:
+    DIGITS = 8          # bytes of a key by which labels are sorted
 
-cdef inline const char* text_of(const Labels* all, Py_ssize_t i, char* short_text) noexcept nogil:
-    """The text of a label; up to 16 bytes it is put together in `short_text` from what is kept of it."""
-    cdef const Key* key = all.key + i
-    cdef Py_ssize_t at
-    if key.length > SHORT:
-        return all.text[i]
-    if key.length >= 8:
-        memcpy(short_text, &key.low, 8)
-        memcpy(short_text + key.length - 8, &key.high, 8)
-    elif key.length >= 4:
-        memcpy(short_text, &key.low, 4)
-        memcpy(short_text + key.length - 4, &key.high, 4)
-    else:
-        for at in range(key.length):
-            short_text[at] = <char> (key.low >> 8 * (key.length - 1 - at))
-    return short_text
+
+cdef inline const char* text_of(const Labels* all, Py_ssize_t i) noexcept nogil:
+    """The text of a label, which up to sixteen bytes is in its key."""
+    return <const char*> &all.key[i] if is_short(&all.key[i]) else all.text[i]
 
 
 cdef bint take_keys(const Labels* all, uint64_t* keys) noexcept nogil:
     """Of each label the eight bytes after those that all have, the first the most significant;
     whether they increase."""
-    cdef char first_text[SHORT]
-    cdef char own_text[SHORT]
-    cdef Py_ssize_t i, length, shared = all.key[0].length if all.n > 0 else 0
+    cdef Py_ssize_t i, length, shared = all.length[0] if all.n > 0 else 0
     cdef uint64_t word
     cdef bint increase = True
     cdef const char* own
-    cdef const char* first = text_of(all, 0, first_text) if all.n > 0 else NULL
+    cdef const char* first = text_of(all, 0) if all.n > 0 else NULL
     for i in range(1, all.n):
-        own = text_of(all, i, own_text)
+        own = text_of(all, i)
         length = 0
-        while length < shared and length < all.key[i].length and own[length] == first[length]:
+        while length < shared and length < all.length[i] and own[length] == first[length]:
             length += 1
         shared = length
     for i in range(all.n):
-        own = text_of(all, i, own_text)
+        own = text_of(all, i)
         word = 0
-        length = all.key[i].length - shared
+        length = all.length[i] - shared
         memcpy(&word, own + shared, 8 if length > 8 else length)
         keys[i] = swapped(word)
         increase = increase and (i == 0 or keys[i] > keys[i - 1])

@@ -85,9 +85,6 @@ typedef long long vec_bits __attribute__((vector_size(8 * LANES)));
         (product) = (vec)((split_i & 0x000fffffffffffffLL) | 0x3ff0000000000000LL);                          \
     } while (0)
 
-/* Let what lies at an address be on its way from memory. */
-#define FETCH(x) __builtin_prefetch(x)
-
 #define VEC_ABS(x) ((vec)((vec_bits)(vec)(x) & 0x7fffffffffffffffLL))
 
 /* where test > 0 then yes else no (no where test is NaN).  By bits: loops over the lanes are not always vectorised. */

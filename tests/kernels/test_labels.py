@@ -113,6 +113,19 @@ def test_many_labels_of_all_lengths(shared):
     np.testing.assert_array_equal(codes, back)
 
 
+def test_text_of_sixteen_bytes_that_looks_like_what_is_kept_of_shorter_text():
+    # of sixteen bytes that end with a small one: what is kept of shorter text is its bytes and its length
+    first, second = "abcdefgh", "ijklmno"
+    words = [(first + second)[:length] for length in range(16)]
+    words += [word.ljust(15, "\0") + chr(len(word)) for word in words] + [first + second + end for end in "\x10p"]
+    words += ["\0" * length for length in (*range(1, 16), 17)]
+    assert len(set(words)) == len(words) and sum(len(word.encode()) == 16 for word in words) == 18
+    values = np.array(words, dtype=object)[np.random.default_rng(4).permutation(np.repeat(np.arange(len(words)), 9))]
+    codes, labels = kernels.object_codes(values)
+    assert labels.tolist() == sorted(words)
+    assert labels[codes].tolist() == values.tolist()
+
+
 @pytest.mark.parametrize("share", ["all", "runs", "none", "at first", "two for each label", "a subclass"])
 def test_rows_that_share_objects(rng, share):
     class Name(str):
