@@ -48,9 +48,6 @@ include "curvature.pxi"
 include "layout.pxi"
 
 
-cdef double NEARLY_SINGULAR = 1e-3
-"""L^2 K below which N of the tail is not taken from I - S^-1, which would cancel."""
-
 cdef enum:
     FEW = 8                 # columns up to which plain loops do better than BLAS
 
@@ -188,8 +185,8 @@ cdef class CrossedEngine(ProfiledEngine):
             return failed()
         if order >= 2:
             if self.average_:
-                self.average_information()
-            elif not self.exact_information():
+                average_information(self)
+            elif not exact_information(self):
                 return failed()
         return 0
 
@@ -262,188 +259,6 @@ cdef class CrossedEngine(ProfiledEngine):
         forward(e, c, out, NULL)
         solve_tail(e, c, out, self.U, self.X, NULL)
         backward(e, c, out, self.U)
-
-    cdef void spread_directions(self) noexcept nogil:
-        """R = (D e) for the free elements of G^."""
-        cdef Py_ssize_t g, a, i, j, f, k = self.k, n = self.chain.n_free
-        cdef Level* v
-        cdef double t
-        cdef double* e = self.small
-        memset(self.R, 0, self.n_slots * n * sizeof(double))
-        for g in range(self.n_factors):
-            v = &self.level[g]
-            for a in range(v.m):
-                for i in range(v.q):
-                    t = 0.0
-                    for j in range(k):
-                        t += self.V[(v.at[a] + i) * k + j] * self.gls.b[j]
-                    e[i] = t
-                for f in range(n):
-                    i = self.chain.free_row[f] - v.column
-                    j = self.chain.free_col[f] - v.column
-                    if j >= 0 and i < v.q:
-                        self.R[(v.at[a] + i) * n + f] = e[j]
-                        self.R[(v.at[a] + j) * n + f] = e[i]
-
-    cdef void average_information(self) noexcept nogil:
-        """curve = (nu / r^2) (g_D'N g_F - u_D'K u_F) - (nu / r^4) s_D s_F, g_D = D e."""
-        cdef Py_ssize_t k = self.k, n = self.chain.n_free, f, h, j, s
-        cdef double t, scale = self.nu / self.r2
-        self.spread_directions()
-        self.apply(n, self.R, self.NR)
-        memset(self.u, 0, n * k * sizeof(double))
-        memset(self.curve, 0, n * n * sizeof(double))
-        for s in range(self.n_slots):
-            for f in range(n):
-                t = self.R[s * n + f]
-                if t == 0.0:
-                    continue
-                for j in range(k):
-                    self.u[f * k + j] += t * self.V[s * k + j]
-                for h in range(n):
-                    self.curve[f * n + h] += t * self.NR[s * n + h]
-        for f in range(n * n):
-            self.curve[f] *= scale
-        self.profile_curve(1.0, self.u, NULL)
-
-    cdef bint form_normal(self) noexcept nogil:
-        """N, into `normal`, as far as the traces need it; False where there is no memory for it."""
-        cdef Elimination* e = &self.e
-        cdef Py_ssize_t size = self.n_slots, n_tail = size - e.tail_slot, i, j, first, c, largest = 1
-        if self.normal == NULL:
-            for i in range(e.n_stages):
-                largest = max(largest, e.stage[i].m * e.stage[i].q)
-            for i in range(e.n_tails):
-                largest = max(largest, e.tail[i].m * e.tail[i].q)
-            # work space: two arrays (slots, n_tail); or two (m, q q) and one (q q, q q) for the traces
-            i = max(2 * max(e.tail_slot, n_tail) * n_tail, 2 * largest * self.q**2 + self.q**4)
-            self.normal = <double*> calloc(size * size, sizeof(double))
-            self.spare = <double*> calloc(i, sizeof(double))
-            if self.normal == NULL or self.spare == NULL:
-                free(self.normal)
-                free(self.spare)
-                self.normal = NULL
-                self.spare = NULL
-                return out_of_memory()
-        if self.whole:
-            normal_of_one(e, self.normal, self.spare, self.spare + max(e.tail_slot, n_tail) * n_tail)
-            return True
-        first = 0
-        while first < size:
-            c = min(self.wide, size - first)
-            memset(self.R, 0, size * c * sizeof(double))
-            for j in range(c):
-                self.R[(first + j) * c + j] = 1.0
-            self.apply(c, self.R, self.NR)
-            for i in range(size):
-                for j in range(c):
-                    self.normal[i * size + first + j] = self.NR[i * c + j]
-            first += c
-        return True
-
-    cdef bint exact_information(self) noexcept nogil:
-        """curve = -tr(D N F N) [N less E_x K E_x' for REML] + (2 nu / r^2) g_D'(N - E_x K E_x')g_F - (nu / r^4) s_D s_F."""
-        cdef Py_ssize_t size = self.n_slots, n = self.chain.n_free, k = self.k, p = k - 1, i, j, l, f, h
-        cdef double t, scale = 2.0 * self.nu / self.r2
-        cdef double* x = self.R
-        cdef double* s = self.u
-        if not self.form_normal():
-            return False
-        for i in range(size):
-            x[i] = 0.0
-            for j in range(k):
-                x[i] += self.V[i * k + j] * self.gls.b[j]
-        memset(self.curve, 0, n * n * sizeof(double))
-        if not self.reml:
-            self.gather_traces(x, -1.0, 0.0)
-        # E_x K E_x' = F F'
-        for i in range(size):
-            for l in range(p):
-                t = 0.0
-                for j in range(l + 1):
-                    t += self.V[i * k + j] * self.gls.inverse[l * k + j]
-                self.NR[i * p + l] = t
-        if p > 0:
-            self.take_from_normal(p, self.NR)
-        self.gather_traces(x, -1.0 if self.reml else 0.0, scale)
-        for f in range(n):
-            s[f] = self.along(x, self.chain.free_row[f], self.chain.free_col[f])
-        for f in range(n):
-            for h in range(n):
-                self.curve[f * n + h] -= 0.5 * scale / self.r2 * s[f] * s[h]
-        return True
-
-    cdef void take_from_normal(self, Py_ssize_t p, double* F) noexcept nogil:
-        """N -= F F' (n_slots, p), as far as the traces need it: of the chain what stands from the diagonal on."""
-        cdef Elimination* e = &self.e
-        cdef Py_ssize_t size = self.n_slots, at = e.tail_slot, rows = size - at, s, stop, step
-        if rows > 0:
-            gemm(-1.0, Matrix(F + at * p, rows, p, p), Matrix(F + at * p, rows, p, p), True, 1.0,
-                 Matrix(self.normal + at * (size + 1), rows, rows, size))
-        for s in range(e.n_stages):
-            at = e.stage[s].slot
-            stop = at + e.stage[s].m * e.stage[s].q
-            step = whole_levels(e.stage[s].q)
-            while at < stop:
-                rows = min(step, stop - at)
-                gemm(-1.0, Matrix(F + at * p, rows, p, p), Matrix(F + at * p, size - at, p, p), True, 1.0,
-                     Matrix(self.normal + at * (size + 1), rows, size - at, size))
-                at += rows
-
-    cdef double along(self, const double* x, Py_ssize_t row, Py_ssize_t column) noexcept nogil:
-        """x'D x for the unit direction of an element of G^."""
-        cdef Py_ssize_t f, a
-        cdef Level* v
-        cdef double t = 0.0
-        for f in range(self.n_factors):
-            v = &self.level[f]
-            if v.column <= column and row < v.column + v.q:
-                for a in range(v.m):
-                    t += x[v.at[a] + row - v.column] * x[v.at[a] + column - v.column]
-        return t if row == column else 2.0 * t
-
-    cdef void gather_traces(self, const double* x, double share, double weight) noexcept nogil:
-        """curve += tr(D N F B), B = share N + weight x x', for the free elements of G^ and N in `normal`."""
-        cdef Py_ssize_t f, g
-        cdef Pairs pairs
-        cdef double* T
-        pairs.size = self.n_slots
-        pairs.N = self.normal
-        pairs.x = x
-        pairs.left = self.spare
-        for f in range(self.n_factors):
-            for g in range(f, self.n_factors):
-                pairs.f = &self.level[f]
-                pairs.g = &self.level[g]
-                pairs.right = pairs.left + pairs.g.m * pairs.f.q * pairs.g.q
-                T = pairs.right + pairs.g.m * pairs.f.q * pairs.g.q
-                add_traces(&pairs, share, weight, T)
-                self.add_curve(&pairs, T, f != g)
-
-    cdef void add_curve(self, const Pairs* pairs, const double* T, bint both) noexcept nogil:
-        """Elements of `curve` from T = sum_ab vec(N_ab) vec(B_ab)' of two factors; `both`: of its two triangles."""
-        cdef Py_ssize_t n = self.chain.n_free, d, h, i, j, r, c, q = pairs.g.q, wide = pairs.f.q * q
-        cdef double t
-        for d in range(n):
-            i = self.chain.free_row[d] - pairs.f.column
-            j = self.chain.free_col[d] - pairs.f.column
-            if j < 0 or i >= pairs.f.q:
-                continue
-            for h in range(n):
-                r = self.chain.free_row[h] - pairs.g.column
-                c = self.chain.free_col[h] - pairs.g.column
-                if c < 0 or r >= q:
-                    continue
-                t = T[(j * q + r) * wide + i * q + c]
-                if i != j:
-                    t += T[(i * q + r) * wide + j * q + c]
-                if r != c:
-                    t += T[(j * q + c) * wide + i * q + r]
-                    if i != j:
-                        t += T[(i * q + c) * wide + j * q + r]
-                self.curve[d * n + h] += t
-                if both:
-                    self.curve[h * n + d] += t
 
     def respond(self, const double[::1] cross, double square):
         """Take another response from now on; the arrays that the criterion was made of are overwritten.
@@ -575,45 +390,4 @@ cdef bint out_of_memory() noexcept nogil:
         return set_no_memory() != NULL
 
 
-cdef void split(Tail* g, double size, double* work) noexcept nogil:
-    """lift = L^-T on the directions of L that are not nearly singular, rest = projector on the others, basis = one of them."""
-    cdef Py_ssize_t q = g.q, i, j, r
-    cdef double* A = work
-    cdef double* Q = A + q * q
-    cdef double* w = Q + q * q
-    cdef double* y = w + q
-    cdef double largest = 0.0, t
-    g.exact = False
-    g.n_rest = 0
-    if q == 1:
-        g.exact = not g.factor[0] * g.factor[0] * size > NEARLY_SINGULAR
-        g.lift[0] = 0.0 if g.exact else 1.0 / g.factor[0]
-        g.rest[0] = 1.0 if g.exact else 0.0
-        g.basis[0] = 1.0
-        g.n_rest = 1 if g.exact else 0
-        return
-    memcpy(A, g.G, q * q * sizeof(double))
-    jacobi(q, A, Q, w)
-    for i in range(q * q):
-        g.lift[i] = 0.0
-        g.rest[i] = 0.0
-    for i in range(q):
-        largest = max(largest, w[i])
-    for r in range(q):
-        t = 0.0
-        for j in range(q):
-            y[j] = 0.0
-            for i in range(q):
-                y[j] += Q[i * q + r] * g.factor[i * q + j]
-            t += y[j] * y[j]
-        if t * size > NEARLY_SINGULAR and t > 1e-10 * largest:
-            for i in range(q):
-                for j in range(q):
-                    g.lift[i * q + j] += Q[i * q + r] * y[j] / t
-        else:
-            g.exact = True
-            for i in range(q):
-                g.basis[i * q + g.n_rest] = Q[i * q + r]
-                for j in range(q):
-                    g.rest[i * q + j] += Q[i * q + r] * Q[j * q + r]
-            g.n_rest += 1
+include "information.pxi"

@@ -2,12 +2,60 @@
 # would be divided by.  They span few of a factor's columns as a rule: with U (q, r) an orthonormal basis of them for
 # each level, side by side, products with K are taken of K U alone.
 #
-# uses   symmetric_product, times_symmetric, interrupted (dense.pxi), gemm, times_level (curvature.pxi)
-# gives  times_vanishing, spread_vanishing, project_columns, add_vanishing; count_vanishing, columns_at_a_time,
+# uses   jacobi (kernels/_matrices.pxd); symmetric_product, times_symmetric, interrupted (dense.pxi); gemm, times_level
+#        (curvature.pxi)
+# gives  split; times_vanishing, spread_vanishing, project_columns, add_vanishing; count_vanishing, columns_at_a_time,
 #        precisions_where_singular
 
 cdef Py_ssize_t COLUMNS = 256
 """Columns of K U that are worked on at a time."""
+
+cdef double NEARLY_SINGULAR = 1e-3
+"""L^2 K below which N of the tail is not taken from I - S^-1, which would cancel."""
+
+
+cdef void split(Tail* g, double size, double* work) noexcept nogil:
+    """lift = L^-T on the directions of L that are not nearly singular; of the others rest, a projector, and basis."""
+    cdef Py_ssize_t q = g.q, i, j, r
+    cdef double* A = work
+    cdef double* Q = A + q * q
+    cdef double* w = Q + q * q
+    cdef double* y = w + q
+    cdef double largest = 0.0, t
+    g.exact = False
+    g.n_rest = 0
+    if q == 1:
+        g.exact = not g.factor[0] * g.factor[0] * size > NEARLY_SINGULAR
+        g.lift[0] = 0.0 if g.exact else 1.0 / g.factor[0]
+        g.rest[0] = 1.0 if g.exact else 0.0
+        g.basis[0] = 1.0
+        g.n_rest = 1 if g.exact else 0
+        return
+    memcpy(A, g.G, q * q * sizeof(double))
+    jacobi(q, A, Q, w)
+    for i in range(q * q):
+        g.lift[i] = 0.0
+        g.rest[i] = 0.0
+    for i in range(q):
+        largest = max(largest, w[i])
+    for r in range(q):
+        t = 0.0
+        for j in range(q):
+            y[j] = 0.0
+            for i in range(q):
+                y[j] += Q[i * q + r] * g.factor[i * q + j]
+            t += y[j] * y[j]
+        if t * size > NEARLY_SINGULAR and t > 1e-10 * largest:
+            for i in range(q):
+                for j in range(q):
+                    g.lift[i * q + j] += Q[i * q + r] * y[j] / t
+        else:
+            g.exact = True
+            for i in range(q):
+                g.basis[i * q + g.n_rest] = Q[i * q + r]
+                for j in range(q):
+                    g.rest[i * q + j] += Q[i * q + r] * Q[j * q + r]
+            g.n_rest += 1
 
 
 cdef Py_ssize_t count_vanishing(const Elimination* e, Py_ssize_t first, Py_ssize_t stop) noexcept nogil:

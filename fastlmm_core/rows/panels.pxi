@@ -43,7 +43,7 @@ cdef int add_panel(const Pass* d, Py_ssize_t start, Py_ssize_t stop, double[:, :
             current, first = group, i
             next_one = d.raw + <Py_ssize_t> (codes[min(i + 4, stop - 1) * d.c_row] - d.base) * line
             for j in range(0, line, 8):
-                fetch(next_one + j, 1, 3)
+                FETCH_TO_CHANGE(next_one + j)
         row = d.Z + i * d.z_row
         if d.z_constant >= 0 and row[d.z_constant * d.z_column] != d.z_value:
             broken = True

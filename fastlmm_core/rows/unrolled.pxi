@@ -8,8 +8,8 @@ cdef inline void fetch_ahead(const Pass* d, Py_ssize_t i, Py_ssize_t line, code_
     cdef const code_t* codes = <const code_t*> d.codes
     cdef const double* start = d.raw
     start = start + <Py_ssize_t> (codes[(i + AHEAD if i + AHEAD < d.n else i) * d.c_row] - d.base) * line
-    fetch(start, 1, 3)
-    fetch(start + 8, 1, 3)
+    FETCH_TO_CHANGE(start)
+    FETCH_TO_CHANGE(start + 8)
 
 
 cdef int sweep_line(const Pass* d, code_t kind) noexcept nogil:
