@@ -52,6 +52,7 @@ cdef class Quotient:
     cdef Py_ssize_t[::1] at, length     # of each element: place of its members, how many
     cdef Py_ssize_t[::1] weight         # columns; -1: it is no more
     cdef Py_ssize_t[::1] outside        # columns that are not in the newest one
+    cdef Py_ssize_t[::1] apart          # columns of each level, 0 of those in the newest element
     cdef Py_ssize_t[::1] seen, mark
     cdef unsigned char[::1] stays       # 1 for a level that is not eliminated
     cdef Py_ssize_t[::1] degrees, head, after, before
@@ -70,6 +71,7 @@ cdef class Quotient:
         self.length = np.zeros(n_elements, dtype=np.intp)
         self.weight = np.zeros(n_elements, dtype=np.intp)
         self.outside = np.zeros(n_elements, dtype=np.intp)
+        self.apart = np.array(width, dtype=np.intp)
         self.seen = np.full(n_elements, -1, dtype=np.intp)
         self.mark = np.full(n, -1, dtype=np.intp)
         self.degrees = np.zeros(n, dtype=np.intp)
@@ -166,20 +168,21 @@ cdef class Quotient:
         self.length[p] = self.pool.size - self.at[p]
         self.done += 1
         self.left -= self.width[v]
-        self.renew_degrees(p, v)
+        self.renew_degrees(p)
         return True
 
-    cdef Py_ssize_t beyond(self, Py_ssize_t e, Py_ssize_t v) noexcept nogil:
-        """Columns of an element that are not in the newest one, whose members bear the mark v."""
+    cdef Py_ssize_t beyond(self, Py_ssize_t e) noexcept nogil:
+        """Columns of an element that are not in the newest one: without a branch for each of its members."""
         cdef Py_ssize_t j, columns = 0
         for j in range(self.at[e], self.at[e] + self.length[e]):
-            if self.mark[self.pool.item[j]] != v:
-                columns += self.width[self.pool.item[j]]
+            columns += self.apart[self.pool.item[j]]
         return columns
 
-    cdef void renew_degrees(self, Py_ssize_t p, Py_ssize_t v) noexcept nogil:
-        """Elements and degrees of the members of the newest element, which comes of the level v."""
+    cdef void renew_degrees(self, Py_ssize_t p) noexcept nogil:
+        """Elements and degrees of the members of the newest element."""
         cdef Py_ssize_t i, j, u, e, kept, degree
+        for j in range(self.at[p], self.at[p] + self.length[p]):
+            self.apart[self.pool.item[j]] = 0
         for j in range(self.at[p], self.at[p] + self.length[p]):
             u = self.pool.item[j]
             if self.stays[u]:
@@ -190,7 +193,7 @@ cdef class Quotient:
                     continue
                 if self.seen[e] != p:
                     self.seen[e] = p
-                    self.outside[e] = self.beyond(e, v) if self.any_stay else self.weight[e]
+                    self.outside[e] = self.beyond(e) if self.any_stay else self.weight[e]
                 if not self.any_stay:
                     self.outside[e] -= self.width[u]
         for j in range(self.at[p], self.at[p] + self.length[p]):
@@ -212,6 +215,9 @@ cdef class Quotient:
             self.degrees[u] = min(degree, self.left - self.width[u])
             self.insert(u)
             self.lowest = min(self.lowest, self.degrees[u])
+        for j in range(self.at[p], self.at[p] + self.length[p]):
+            u = self.pool.item[j]
+            self.apart[u] = self.width[u]
 
     cdef void insert(self, Py_ssize_t v) noexcept nogil:
         """Into the list of its degree."""
