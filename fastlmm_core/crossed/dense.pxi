@@ -10,10 +10,10 @@
 # gives  factor_tail: S = R R' of the cores; half_solve, inverse_of, symmetric_product, times_symmetric, mirror;
 #        scale_tail, sandwich_tail; interrupted
 
-cdef Py_ssize_t LARGE = 3000
+cdef Py_ssize_t LARGE = 2048
 """Columns from which signals are asked for during the work on a core."""
 
-cdef double PANEL_WORK = 1.2e10
+cdef double PANEL_WORK = 4e9
 """Multiplications between two questions for signals."""
 
 
