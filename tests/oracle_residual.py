@@ -70,6 +70,16 @@ def criterion(model, phi: Array, reml: bool, G: Array | None = None) -> float:
     return value + np.linalg.slogdet(H)[1] if reml else value
 
 
+def deviance(V: Array, X: Array, y: Array) -> float:
+    """-2 times the restricted log-likelihood, less a constant, of y with covariance V and mean X beta at its best."""
+    L = np.linalg.cholesky(V)
+    white = solve_triangular(L, np.column_stack([X, y]), lower=True, check_finite=False)
+    X, y = white[:, :-1], white[:, -1]
+    H = X.T @ X
+    rest = y - X @ np.linalg.solve(H, X.T @ y)
+    return float(2.0 * np.log(np.diag(L)).sum() + rest @ rest + np.linalg.slogdet(H)[1])
+
+
 def _along(function: Callable, step: float):
     """Derivative at zero of a function of one number, by central differences of fourth order."""
     near, far = function(step) - function(-step), function(2.0 * step) - function(-2.0 * step)
@@ -97,18 +107,14 @@ def inference(model, phi: Array, sigma2: float) -> Callable[[str], tuple[Array, 
 
     X = model.exog[:, model.problem.kept]
 
-    def deviance(psi: Array) -> float:
-        V = V_of(psi)
-        W = np.linalg.inv(V)
-        H = X.T @ W @ X
-        rest = model.endog - X @ np.linalg.solve(H, X.T @ W @ model.endog)
-        return float(np.linalg.slogdet(V)[1] + rest @ W @ rest + np.linalg.slogdet(H)[1])
+    def at(psi: Array) -> float:
+        return deviance(V_of(psi), X, model.endog)
 
     size = 1e-3 * np.maximum(np.abs(psi), 0.1 * np.abs(psi).max() if own.structure.name in ("us", "cs") else 0.1)
     units = np.diag(size)
     n_par = k + 1
-    hessian = np.array([gradient(lambda t, i=i: (deviance(psi + t @ units + units[i])
-                                                 - deviance(psi + t @ units - units[i])) / 2.0, np.zeros(n_par), 1.0)
+    hessian = np.array([gradient(lambda t, i=i: (at(psi + t @ units + units[i]) - at(psi + t @ units - units[i])) / 2.0,
+                                 np.zeros(n_par), 1.0)
                         for i in range(n_par)])  # fmt: skip
     spread = 2.0 * np.linalg.inv(hessian)
     V = V_of(psi)

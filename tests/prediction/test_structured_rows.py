@@ -82,11 +82,7 @@ def spread(fit, joint, data, old, target):
     def deviance(t):
         G, phi, sigma2 = point(t)
         V = sigma2 * dense.covariance(joint, phi, G)[np.ix_(rows, rows)]
-        X = joint.exog[rows]
-        W = np.linalg.inv(V)
-        H = X.T @ W @ X
-        rest = y[rows] - X @ np.linalg.solve(H, X.T @ W @ y[rows])
-        return float(np.linalg.slogdet(V)[1] + rest @ W @ rest + np.linalg.slogdet(H)[1])
+        return dense.deviance(V, joint.exog[rows], y[rows])
 
     at = np.append(fit.theta, np.log(fit.sigma2))
     mean = dense.prediction(joint, old, new, rows, y, point(at), target)[0]

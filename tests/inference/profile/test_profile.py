@@ -55,6 +55,21 @@ class Dense:
             value += np.linalg.slogdet(W[:, :-1].T @ W[:, :-1])[1] - X.shape[1] * np.log(2.0 * np.pi)
         return value
 
+    def slopes(self, G, sigma2, fixed=None):
+        """The deviance, and its derivatives by the elements of G and by sigma2: traces of (P - u u') dV."""
+        value = self.deviance(G, sigma2, fixed)
+        if value == 1e10:
+            return value, np.zeros_like(G), 0.0
+        inverse = np.linalg.inv(sigma2 * self.noise + np.tensordot(G, self.kernels, 2))
+        y, X = self.y, self.X
+        if fixed is not None:
+            y, X = y - X[:, fixed[0]] * fixed[1], np.delete(X, fixed[0], axis=1)
+        half = inverse @ X
+        P = inverse - half @ np.linalg.solve(X.T @ half, half.T)
+        u = P @ y
+        W = (P if self.reml else inverse) - np.outer(u, u)
+        return value, np.tensordot(self.kernels, W, 2), np.sum(W * self.noise)
+
     def covariance(self, x, order):
         """F F' from the lower triangle (or diagonal) x of F, for the effects in this order."""
         q = self.q
@@ -97,12 +112,20 @@ class Dense:
                 return np.append(np.log(fit.sigma), x[1:])
             return np.concatenate([[np.log(fit.sigma)], np.log(size[:2]), x[3:]])
 
+        def value_and_slope(x):
+            value, by_G, by_sigma2 = self.slopes(*full(x))
+            steps, slope = 1e-6 * np.diag(1.0 + np.abs(x)), np.empty(len(x))
+            for i, step in enumerate(steps):
+                (G, sigma2, _), (other, less, _) = full(x + step), full(x - step)
+                slope[i] = (np.sum(by_G * (G - other)) + by_sigma2 * (sigma2 - less)) / (2.0 * step[i])
+            return value, slope
+
         factors = [oracle.semidefinite_cholesky(G), np.diag(size), np.tril(np.outer(size, np.ones(q)))]
         factors.append(np.tril(np.outer(size, 0.5 * (-1.0) ** np.arange(q))))
         best = np.inf
         for factor in factors:
             found = scipy.optimize.minimize(
-                lambda x: self.deviance(*full(x)), start(factor) * 1.01, method="BFGS", options={"gtol": 1e-5}
+                value_and_slope, start(factor) * 1.01, jac=True, method="BFGS", options={"gtol": 1e-5}
             )
             best = min(best, found.fun)
         return best
