@@ -14,6 +14,7 @@ with_means        the methods that ask for them
 moderated         variances that the responses of a batch lend each other
 permutation       permutation tests of a batch
 rearrangements    what they exchange
+symmetric_roots   roots of V, by which random effects are taken out before
 structured_permutation    what they take of structured residuals
 own_permutation   the same of fits of which each has a design of its own
 summary           what a simulation study says of an estimator

@@ -25,6 +25,7 @@ from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import check_estimable
 from .permutation import STACK, Permutations, Reduce, null_space, permuted
 from .rearrangements import Rearrangement, block_codes, check_scheme, signs
+from .symmetric_roots import SymmetricRoots, inner_roots
 
 if TYPE_CHECKING:
     from ...design.design import Design
@@ -265,8 +266,8 @@ class _Null:
         return out
 
 
-class _Roots:
-    """Symmetric roots of V of every problem, group by group; the formulas of `permutation._Roots`."""
+class _Roots(SymmetricRoots):
+    """Those of every problem, group by group; e (count, n)."""
 
     def __init__(self, flat: FlatRows, root: Array, factors: Array) -> None:
         self.flat, self.z = flat, (flat.Z * root[:, None]).T
@@ -276,21 +277,7 @@ class _Roots:
         for i in range(q):
             for j in range(i + 1):
                 gram[:, i, j] = gram[:, j, i] = flat.group_sums(self.z[i] * self.z[j])
-        own = factors[owner]
-        values, vectors = np.linalg.eigh(np.swapaxes(own, 1, 2) @ gram @ own)
-        values = np.maximum(values, 0.0)
-        into = 1.0 / (np.sqrt(1.0 + values) + 1.0)
-        turned = own @ vectors
-        self._into = (turned * into[:, None, :]) @ np.swapaxes(turned, 1, 2)
-        self._out = (turned * (-into / np.sqrt(1.0 + values))[:, None, :]) @ np.swapaxes(turned, 1, 2)
-
-    def into(self, e: Array) -> Array:
-        """V^1/2 e (count, n)."""
-        return self._applied(e, self._into)
-
-    def out(self, e: Array) -> Array:
-        """V^-1/2 e."""
-        return self._applied(e, self._out)
+        self._into, self._out = inner_roots(factors[owner], gram)
 
     def _applied(self, e: Array, inner: Array) -> Array:
         group = self.flat.group

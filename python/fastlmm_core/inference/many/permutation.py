@@ -32,6 +32,7 @@ from ..hypotheses import Hypothesis, parse_hypothesis
 from ..wald import check_estimable, independent_rows
 from .rearrangements import Rearrangement, block_codes, check_scheme, rearrangements
 from .structured_permutation import Solved, StructuredRoots
+from .symmetric_roots import GroupRoots, SharedRoots, SymmetricRoots
 
 if TYPE_CHECKING:
     from ...kernels import BatchDesign
@@ -41,9 +42,6 @@ __all__ = ["STACK", "Permutations", "Reduce", "null_space", "permute", "permuted
 
 Reduce = Callable[[Array], Any]
 
-
-MOST_BYTES = 2**32
-"""What roots of the covariance matrices of all responses may take together."""
 
 STACK = 2**21
 """Numbers in the responses that are made at a time."""
@@ -225,12 +223,12 @@ class _Null:
         structure = model.structure
         self.theta = np.array([structure.theta(structure.canonical(one)) for one in inner])
         self.theta = np.ascontiguousarray(self.theta.reshape(len(batch), structure.n_parameters))
-        self.whitening: _Roots | _SharedRoots | StructuredRoots | None = None
+        self.whitening: SymmetricRoots | StructuredRoots | None = None
         self.roots = None if model.residual is None else StructuredRoots(fits, self.lost)
         if whitened and self.roots is not None:
             self.whitening = self.roots
         elif whitened:
-            self.whitening = _Roots(model, factor) if len(model.factors) == 1 else _SharedRoots(model, factor)
+            self.whitening = (GroupRoots if len(model.factors) == 1 else SharedRoots)(model, factor)
         self.e = e if self.whitening is None else self.whitening.out(e)
         self.kept_e = e
 
@@ -321,100 +319,3 @@ def null_space(L: Array) -> Array:
     _, values, vectors = np.linalg.svd(L)
     rank = int((values > 1e-10 * max(values.max(initial=0.0), 1e-300)).sum()) if size.any() else 0
     return np.asarray(vectors[rank:].T)
-
-
-class _Roots:
-    """Symmetric roots of V = W^1/2 (Z Lambda Lambda'Z') W^1/2 + I of every response, group by group.
-
-    With a singular value decomposition U S T' of W^1/2 Z Lambda of a group, V^1/2 = I + U ((1 + S^2)^1/2 - 1) U'.
-    """
-
-    def __init__(self, model: Model, factors: Array) -> None:
-        root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
-        self.index, self.m = model.grouping.index, model.grouping.m
-        self.order = np.argsort(self.index, kind="stable")
-        self.start = np.append(0, np.cumsum(np.bincount(self.index, minlength=self.m)))[:-1]
-        self.sizes = np.diff(np.append(self.start, model.nobs))
-        self.z = (model.exog_re * root[:, None])[self.order]
-        gram = np.add.reduceat(self.z[:, :, None] * self.z[:, None, :], self.start, axis=0)
-        inner = factors.transpose(0, 2, 1)[:, None] @ gram @ factors[:, None]
-        values, vectors = np.linalg.eigh(inner)
-        values = np.maximum(values, 0.0)
-        # Z Lambda T (f(s) / s^2) T'Lambda'Z', with f(s) / s^2 by a form that does not cancel
-        into = 1.0 / (np.sqrt(1.0 + values) + 1.0)
-        out = -into / np.sqrt(1.0 + values)
-        turned = factors[:, None] @ vectors
-        self._into = (turned * into[:, :, None, :]) @ turned.transpose(0, 1, 3, 2)
-        self._out = (turned * out[:, :, None, :]) @ turned.transpose(0, 1, 3, 2)
-
-    def into(self, e: Array) -> Array:
-        """V^1/2 e (n_responses, n)."""
-        return self._applied(e, self._into)
-
-    def out(self, e: Array) -> Array:
-        """V^-1/2 e."""
-        return self._applied(e, self._out)
-
-    def _applied(self, e: Array, inner: Array) -> Array:
-        sorted_e = e[:, self.order]
-        q = self.z.shape[1]
-        cross = np.stack([np.add.reduceat(sorted_e * self.z[:, a], self.start, axis=1) for a in range(q)], axis=2)
-        along = (inner @ cross[..., None])[..., 0]
-        for a in range(q):
-            sorted_e += np.repeat(along[:, :, a], self.sizes, axis=1) * self.z[:, a]
-        out = np.empty_like(sorted_e)
-        out[:, self.order] = sorted_e
-        return out
-
-
-class _SharedRoots:
-    """Symmetric roots of V of every response where groups of several factors share rows; the formulas of `_Roots`."""
-
-    def __init__(self, model: Model, factors: Array) -> None:
-        root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
-        columns = []
-        for f in model.factors:
-            own = np.zeros((model.nobs, len(f.grouping.labels), f.stop - f.start))
-            own[np.arange(model.nobs), f.grouping.index] = model.exog_re[:, f.start : f.stop]
-            columns.append(own.reshape(model.nobs, -1))
-        self.z = np.concatenate(columns, axis=1) * root[:, None]
-        levels = self.z.shape[1]
-        if 2 * 8 * len(factors) * levels**2 > MOST_BYTES:
-            raise LMMError(
-                f"scheme='freedman-lane' takes {16 * len(factors) * levels**2 / 1e9:,.0f} GB for {len(factors)} "
-                f"responses with {levels} random effects: permute some of the responses (batch[:1000]), or use another "
-                "scheme"
-            )
-        gram = self.z.T @ self.z
-        self._into, self._out = (np.empty((len(factors), levels, levels)) for _ in range(2))
-        for i, factor in enumerate(factors):
-            wide = _block_diagonal(model, factor, levels)
-            values, vectors = np.linalg.eigh(wide.T @ gram @ wide)
-            values = np.maximum(values, 0.0)
-            into = 1.0 / (np.sqrt(1.0 + values) + 1.0)
-            turned = wide @ vectors
-            self._into[i] = (turned * into) @ turned.T
-            self._out[i] = (turned * (-into / np.sqrt(1.0 + values))) @ turned.T
-
-    def into(self, e: Array) -> Array:
-        """V^1/2 e (n_responses, n)."""
-        return self._applied(e, self._into)
-
-    def out(self, e: Array) -> Array:
-        """V^-1/2 e."""
-        return self._applied(e, self._out)
-
-    def _applied(self, e: Array, inner: Array) -> Array:
-        along = (inner @ (e @ self.z)[..., None])[..., 0]
-        return np.asarray(e + along @ self.z.T)
-
-
-def _block_diagonal(model: Model, factor: Array, levels: int) -> Array:
-    """Lambda of all levels of all factors (levels, levels)."""
-    out, at = np.zeros((levels, levels)), 0
-    for f in model.factors:
-        m, own = len(f.grouping.labels), factor[f.start : f.stop, f.start : f.stop]
-        size = m * len(own)
-        out[at : at + size, at : at + size] = np.kron(np.eye(m), own)
-        at += size
-    return out
