@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..covariance.parameters import Block, CovarianceStructure
 from ..errors import LMMError
 from .design import Design, Source
 from .grouping import Codes, Grouping
-from .terms import RandomPart
+from .terms import NamedTerm, RandomPart, side_by_side
 
 __all__ = ["StreamedDesign", "grouping_of", "named_columns", "random_without_rows", "refuse_rows"]
 
@@ -66,17 +65,6 @@ def named_columns(names: Sequence[str]) -> NDArray[np.float64]:
         raise LMMError(f"{len(names)} columns are too many to be compared by their names; fit tables in memory")
     drawn = [np.random.default_rng(list(name.encode())).standard_normal(2 * NAMED) for name in names]
     return np.array(drawn).reshape(len(names), 2 * NAMED).T.copy()
-
-
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    @property
-    def structure(self) -> str: ...
 
 
 class StreamedCodes(Codes):
@@ -158,25 +146,8 @@ def grouping_of(name: str, labels: NDArray[Any]) -> Grouping:
     return Grouping(StreamedCodes(name, np.empty(0, dtype=np.int64), 0, len(labels), labels))
 
 
-def random_without_rows(terms: Sequence[_Named], codes: Sequence[Codes] = ()) -> RandomPart:
+def random_without_rows(terms: Sequence[NamedTerm], codes: Sequence[Codes] = ()) -> RandomPart:
     """The terms of each grouping factor side by side; the factors in the order of their codes, else as they come."""
     names = [read.name for read in codes] or list(dict.fromkeys(term.name for term in terms))
-    blocks, labels, spans, order, start = [], [], [], [], 0
-    for name in names:
-        first = start
-        for number, i in enumerate(i for i, term in enumerate(terms) if term.name == name):
-            stop = start + len(terms[i].columns)
-            blocks.append(Block(start, stop, terms[i].structure))
-            labels.append(f"{name}.{number}" if number else name)
-            order.append(i)
-            start = stop
-        spans.append(slice(first, start))
-    return StreamedPart(
-        (),
-        tuple(codes),
-        tuple(spans),
-        CovarianceStructure(tuple(blocks)),
-        tuple(column for i in order for column in terms[i].columns),
-        tuple(labels),
-        tuple(order),
-    )
+    order, rest = side_by_side(names, terms)
+    return StreamedPart((), tuple(codes), *rest, order)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,7 +22,9 @@ from ..support.seals import own
 from ..support.types import Array
 from .grouping import Codes, group_codes
 
-__all__ = ["RandomPart", "RandomTerm", "Term", "no_random_part", "random_part", "terms_of_arrays"]
+__all__ = [
+    "NamedTerm", "RandomPart", "RandomTerm", "Term", "no_random_part", "random_part", "side_by_side", "terms_of_arrays",
+]  # fmt: skip
 
 
 SAMPLE = 256
@@ -233,6 +235,37 @@ def random_part(terms: Sequence[Term], given: bool = False) -> RandomPart:
     free = [] if given else [term for term in terms if term.structure in FREE]
     if len(free) > 1:
         _refuse_overlap(free, codes)
+    order, rest = side_by_side(names, terms)
+    return RandomPart(tuple(terms[i].Z for i in order), tuple(codes[name] for name in names), *rest, order)
+
+
+class NamedTerm(Protocol):
+    """A term of a grouping factor, as far as it is known by name."""
+
+    @property
+    def name(self) -> str:
+        """Name of the factor."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the effects."""
+
+    @property
+    def structure(self) -> str:
+        """Of their covariance."""
+
+
+def side_by_side(
+    names: Sequence[str], terms: Sequence[NamedTerm]
+) -> tuple[tuple[int, ...], tuple[tuple[slice, ...], CovarianceStructure, tuple[str, ...], tuple[str, ...]]]:
+    """The terms of each grouping factor side by side: their order; spans, structure, columns, labels of `RandomPart`.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The factors, in order.
+    terms : sequence of NamedTerm
+    """
     blocks: list[Block] = []
     spans: list[slice] = []
     labels: list[str] = []
@@ -241,21 +274,14 @@ def random_part(terms: Sequence[Term], given: bool = False) -> RandomPart:
     for name in names:
         first = start
         for number, i in enumerate(i for i, term in enumerate(terms) if term.name == name):
-            stop = start + terms[i].Z.shape[1]
+            stop = start + len(terms[i].columns)
             blocks.append(Block(start, stop, terms[i].structure))
             labels.append(f"{name}.{number}" if number else name)
             order.append(i)
             start = stop
         spans.append(slice(first, start))
-    return RandomPart(
-        tuple(terms[i].Z for i in order),
-        tuple(codes[name] for name in names),
-        tuple(spans),
-        CovarianceStructure(tuple(blocks)),
-        tuple(column for i in order for column in terms[i].columns),
-        tuple(labels),
-        tuple(order),
-    )
+    columns = tuple(column for i in order for column in terms[i].columns)
+    return tuple(order), (tuple(spans), CovarianceStructure(tuple(blocks)), columns, tuple(labels))
 
 
 def no_random_part(subject: Codes, n: int) -> RandomPart:
