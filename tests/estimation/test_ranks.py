@@ -208,3 +208,45 @@ def test_a_search_that_meets_its_end_early_makes_fewer(monkeypatch: pytest.Monke
         monkeypatch.setattr(ranks, "TIMES", times)
         counts.append(len(ranks.by_rank(criterion, structure, unit, found).ends))
     assert counts == [3 * ranks.ROUND, 3 * ranks.ROUND * ranks.ROUNDS]
+
+
+def test_what_ranks_tell_is_put_beside_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minima of all ranks, each once and the lowest first; searches and evaluations are counted with those before."""
+    problem = unalike(3, 5)
+    model, structure = model_of(problem), CovarianceStructure((Block(0, 3, "full"),))
+    unit = np.full(3, np.sqrt(model.problem.m / model.problem.n))
+    criterion = model.problem.criterion()
+    criterion.reml = problem.reml
+    criterion.n_evaluations = 10**6
+    monkeypatch.setattr(ranks, "TIMES", 10_000)
+    # the end of another search, lower than all
+    found = ranks.by_rank(criterion, structure, unit, ranks.Found([], 0, np.array([-1e6])))
+    searches = 3 * ranks.ROUND * ranks.ROUNDS
+    assert f"of {searches + 1} searches from other starts 1 ended at this minimum" in found.doubt
+    assert criterion.n_evaluations > 10**6 + searches
+    values = [value for value, _ in found.minima]
+    assert values == sorted(values) and values[0] == pytest.approx(found.ends.min(), abs=TOLERANCE)
+    assert len(values) < searches
+    assert not any(ranks.is_known(found.minima[:i], structure, unit, one) for i, one in enumerate(found.minima))
+    rows, columns = structure.positions
+    assert all((theta[rows == columns] >= 0.0).all() for _, theta in found.minima)
+
+
+def test_searches_of_ranks_start_in_units_of_what_groups_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches without an end are counted as such, and leave no minimum."""
+    problem = unalike(3, 5)
+    model, structure = model_of(problem), CovarianceStructure((Block(0, 3, "full"),))
+    unit, starts = np.array([1.0, 10.0, 100.0]), []
+
+    def no_end(engine: kernels.ClusterCriterion, start: np.ndarray, *_: float) -> tuple[float, ...]:
+        starts.append(start)
+        if len(starts) % 2:
+            raise FloatingPointError
+        return start, 0.0, 0.0, np.inf
+
+    monkeypatch.setattr(ranks, "minimize_newton", no_end)
+    found = ranks.by_rank(model.problem.criterion(), structure, unit, ranks.Found([], 0, np.array([np.inf])))
+    assert found.minima == [] and np.isposinf(found.ends).all()
+    assert len(found.ends) == len(starts) == 3 * ranks.ROUND * ranks.ROUNDS
+    # rank 1 has the elements of the first column
+    np.testing.assert_array_equal(starts[: ranks.ROUND], ranks.points_of_rank(3, 1)[: ranks.ROUND] * unit)
