@@ -18,6 +18,7 @@ SHAPES: dict[str, Codes] = {
     "nested": [np.arange(ROWS) // 3, np.arange(ROWS) // 12],
     "three levels": [np.arange(ROWS) // 2, np.arange(ROWS) // 8, np.arange(ROWS) // 24],
     "interaction": [np.arange(ROWS) // 2, np.arange(ROWS) // 8, np.arange(ROWS) // 2 % 4],
+    "crossed with two levels": [np.arange(ROWS) // 2, np.arange(ROWS) % 2],
     "nested in a crossed one": [np.arange(ROWS) // 4, np.arange(ROWS) // 12, np.arange(ROWS) % 4],
 }
 
@@ -153,6 +154,9 @@ def test_what_is_balanced() -> None:
         # too few degrees of freedom for maximum likelihood
         [np.arange(9) // 3, np.arange(9) % 3],
         [np.arange(12) // 2, np.arange(12) % 2],
+        [np.arange(12) // 2, np.arange(12) // 4, np.arange(12) % 2],
+        [np.arange(36) // 4, np.arange(36) // 12, np.arange(36) // 4 % 3],
+        [np.arange(ROWS) // 24, np.arange(ROWS) % 2],
         # unequal levels, 5^2 + 2^2 + 6^2 = 5 (5 + 2 + 6): their squares sum to what equal ones would give
         [np.repeat(np.arange(12), [5, 2, 6] * 4), np.repeat(np.arange(4), 13)],
     ],
@@ -172,3 +176,9 @@ def test_slopes_of_equal_length_are_not_intercepts() -> None:
     signs = np.where((a + b) % 4 < 2, 1.0, -1.0)
     terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(signs[:, None], b, "b")]
     assert flc.LinearMixedModel(y, signs[:, None], terms=terms).problem.elsewhere().kind != "nothing"
+    # as much of each level of one factor in each of the other, but not all of what they have
+    a, b = np.arange(ROWS) // 16, np.arange(ROWS) // 4 % 4
+    signs = np.tile([1.0, 1.0, 1.0, -1.0], ROWS // 4)
+    terms = [flc.RandomTerm(None, a, "a"), flc.RandomTerm(signs[:, None], b, "b")]
+    X = np.column_stack([np.ones(ROWS), signs])
+    assert flc.LinearMixedModel(y, X, terms=terms).problem.elsewhere().kind != "nothing"
