@@ -99,6 +99,10 @@ def disagreement(answer: Answer, reference: Answer) -> str | None:
 # ---------------------------------------------------------------------------------------------------------- timing
 
 
+MOST_CALLS = 10_000
+"""Calls in a sample."""
+
+
 class Case:
     """A named piece of work in this process; `answer` turns what it returns into an Answer (None: no comparison)."""
 
@@ -156,6 +160,20 @@ class Timings:
         return float(np.median(self.column(name) - self.column(minus)))
 
 
+def calls_lasting(case: Any, seconds: float) -> int:
+    """Calls of a case that together last so long: as many as a sample needs, counted by samples, not by single calls.
+
+    What comes first after a garbage collection finds nothing in the caches and takes up to ten times as long: of fast
+    cases one call tells little, and samples of a few dozen would measure the caches.
+    """
+    number = 1
+    while True:
+        taken = case.sample(number) * number
+        if taken >= 0.5 * seconds or number >= MOST_CALLS:
+            return max(1, min(MOST_CALLS, round(number * seconds / max(taken, 1e-9))))
+        number = min(MOST_CALLS, 4 * number)
+
+
 def interleave(cases: Sequence[Any], rounds: int, min_sample: float = 0.01) -> Timings:
     """Time all cases in turn, `rounds` times over; fast ones are repeated until a sample lasts `min_sample` seconds.
 
@@ -165,10 +183,10 @@ def interleave(cases: Sequence[Any], rounds: int, min_sample: float = 0.01) -> T
         return Timings(tuple(case.name for case in cases), np.array([[case.sample(1) for case in cases]]))
     numbers = []
     for case in cases:
-        seconds = case.sample(1)
-        if seconds < 10 * min_sample:
-            seconds = case.sample(1)  # the first call may have loaded something
-        numbers.append(max(1, min(10_000, int(min_sample / max(seconds, 1e-9)))))
+        if case.sample(1) >= 10 * min_sample:
+            numbers.append(1)
+        else:  # the first call may have loaded something
+            numbers.append(calls_lasting(case, min_sample))
     samples = np.empty((rounds, len(cases)))
     for r in range(rounds):
         for c in np.roll(np.arange(len(cases)), -r):
