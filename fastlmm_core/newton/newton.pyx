@@ -381,8 +381,7 @@ cdef inline void note_point(const Search* s, double* trace) noexcept nogil:
     trace[0], trace[1], trace[2] = s.value, s.decrement, s.radius
 
 
-def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8, Py_ssize_t max_iterations=200,
-                    double radius=1.0):
+def minimize_newton(Objective f, start, double tolerance=1e-8, Py_ssize_t max_iterations=200, double radius=1.0):
     """Minimise `f` from `start`.
 
     Parameters
@@ -416,8 +415,10 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
     cdef Arena arena = Arena(NULL, 0)
     cdef time_t asked = time(NULL)
     cdef double* trace
-    if start.shape[0] != n:
-        raise ValueError(f"the start has {start.shape[0]} elements, the function has {n}")
+    # a typed view would take as long as an evaluation of few groups
+    start = np.ascontiguousarray(start, dtype=float)
+    if len(start) != n:
+        raise ValueError(f"the start has {len(start)} elements, the function has {n}")
     s.n = n
     s.radius = radius
     s.stuck = False
@@ -428,7 +429,7 @@ def minimize_newton(Objective f, const double[::1] start, double tolerance=1e-8,
         raise MemoryError()
     lay_search(&s, f.approximate, &arena)
     trace = take(&arena, 3 * (max(max_iterations, 0) + 1))
-    memcpy(s.x, &start[0] if n > 0 else NULL, n * sizeof(double))
+    memcpy(s.x, place(start), n * sizeof(double))
     # other threads run while this one minimises; about once a second it asks whether the user has lost patience
     try:
         with nogil:

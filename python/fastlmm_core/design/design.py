@@ -210,7 +210,7 @@ class Design:
         """What the kernels found of the columns, for further responses; None where they have not, or cannot."""
         return self.__dict__.get("_shared_columns")
 
-    @property
+    @cached_property
     def ordinary(self) -> bool:
         """Whether residuals are independent, of unknown variance, and the covariances of random effects are free."""
         return self.residual is None and self.sigma is None and not self.structure.restricted
