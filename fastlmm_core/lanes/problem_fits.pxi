@@ -2,11 +2,14 @@
 #
 # Searches of any problems stand side by side.  All are pursued for a few iterations, those that have not ended go on
 # together, and once more without a limit (see settling.pxi); starts elsewhere are gathered on the way, and the minimum
-# of a problem is exchanged where one of these searches ends lower.
+# of a problem is exchanged where one of these searches ends lower.  A screen is evaluated for all lanes of a block:
+# where few of them are to be screened, these wait, and are so side by side.
 
 # What becomes of the problems of a call.
 cdef struct ProblemFits:
     Searches now, next
+    Searches wait           # minima of problems that are still to be screened
+    int* kind               # (count,) by which of the screens
     double* lowest          # (count,) value of the lowest minimum, in units of the conditioned problem
     double* theta           # (count, n_par) there, where it is another one than the first
     double* decrement       # (count,)
@@ -26,6 +29,8 @@ cdef void lay_fits(const Batch* d, Py_ssize_t count, ProblemFits* fits, Arena* a
     """Take the space of the fits of so many problems."""
     lay_searches(d, count * (MOST_DESCENTS + BESIDE), &fits.now, arena)
     lay_searches(d, count * (MOST_DESCENTS + BESIDE), &fits.next, arena)
+    lay_searches(d, count, &fits.wait, arena)
+    fits.kind = <int*> take(arena, count)
     fits.lowest = take(arena, count)
     fits.theta = take(arena, count * d.n_par)
     fits.decrement = take(arena, count)
@@ -89,7 +94,7 @@ cdef void settle_problems(const Batch* d, ProblemBlock* b, int round_, const dou
                           ) noexcept nogil:
     """A round of the search of a block from s.theta, which ends where it goes to the minimum that is known: `minima` of
     all problems and the criterion there, or NULL."""
-    cdef Py_ssize_t lane
+    cdef Py_ssize_t lane, length = ROUND_LENGTH
     if round_ > 0 and can_turn(d):
         turn_all(d, &b.s)
     b.s.known = NULL
@@ -97,7 +102,10 @@ cdef void settle_problems(const Batch* d, ProblemBlock* b, int round_, const dou
         turn_known(d, &b.s, minima)
         for lane in range(LANES):
             (<double*> &b.s.known_value)[lane] = lowest[b.s.place[lane]]
-    settle_lanes(d, &b.s, &b.f, d.max_iterations if round_ == ROUNDS - 1 else min(d.max_iterations, ROUND_LENGTH))
+    if round_ == 0 and minima == NULL and d.lines != NULL and d.lines.spanned:
+        # from next to the optimum one step will do, but for the few at the boundary (see balanced_lines.pxi)
+        length = 1
+    settle_lanes(d, &b.s, &b.f, d.max_iterations if round_ == ROUNDS - 1 else min(d.max_iterations, length))
 
 
 cdef inline bint is_open(const Fates* f, Py_ssize_t lane, int round_) noexcept nogil:
@@ -112,6 +120,38 @@ cdef void find_kinds(const Batch* d, const Screen* screen, ProblemBlock* b) noex
         kinds_of_lines(d, &b.s, &b.own, &b.f, &b.found)
     else:
         kinds_of(d, b.sums, screen, &b.s, &b.f, &b.found)
+
+
+cdef bint wait_for_screens(const Batch* d, ProblemBlock* b, ProblemFits* fits) noexcept nogil:
+    """Let the minima of a block wait where no more than half of its lanes are to be screened, and whether they do."""
+    cdef Lanes* s = &b.s
+    cdef Py_ssize_t lane, wanted = 0
+    for lane in range(s.used):
+        wanted += 0 <= b.found.kind[lane] < 2 and not b.found.only[lane]
+    if 2 * wanted > s.used:
+        return False
+    for lane in range(s.used):
+        if 0 <= b.found.kind[lane] < 2 and not b.found.only[lane]:
+            add_search(&fits.wait, d.n_par, s.place[lane], b.found.theta + lane, LANES)
+            fits.kind[s.place[lane]] = b.found.kind[lane]
+    return True
+
+
+cdef void screen_waiting(const Batch* d, const ProblemSums* sums, const Screen* screen, ProblemBlock* b,
+                         ProblemFits* fits) noexcept nogil:
+    """Screen the minima that wait."""
+    cdef Lanes* s = &b.s
+    cdef Py_ssize_t at = 0, lane, i
+    while at < fits.wait.count:
+        load_block(d, sums, fits.wait.problem + at, fits.wait.count - at, b)
+        take_theta(d, s, fits.wait.theta + at * d.n_par, False)
+        for i in range(d.n_par):
+            (<vecu*> b.found.theta)[i] = (<vecu*> s.theta)[i]
+        for lane in range(LANES):
+            (<double*> &b.found.value)[lane] = fits.lowest[s.place[lane]]
+            b.found.kind[lane], b.found.only[lane], b.found.count[lane] = fits.kind[s.place[lane]], False, 0
+        start_valleys(d, screen, s, &b.found, &fits.next)
+        at += s.used
 
 
 cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, int round_, ProblemFits* fits,
@@ -140,7 +180,8 @@ cdef void end_first(const Batch* d, const Screen* screen, ProblemBlock* b, int r
         if b.f.status[lane] == LEFT_ALONE:
             out.status[place] = 0
     start_beside(d, s, &b.found, &fits.next)
-    start_valleys(d, screen, s, &b.found, &fits.next)
+    if not wait_for_screens(d, b, fits):
+        start_valleys(d, screen, s, &b.found, &fits.next)
     for lane in range(s.used):
         if b.found.kind[lane] == 2 and out.status[s.place[lane]] > 0:
             look_closer(d, b.sums + lane, screen, s.place[lane], out, b.work)
@@ -265,7 +306,9 @@ cdef void problems_fit(const Batch* d, const ProblemSums* sums, const Screen* sc
         return
     for i in range(count):
         out.evaluations[i] = 0
+    fits.wait.count = 0
     make_searches(d, sums, screen, &b, True, &fits, out)
+    screen_waiting(d, sums, screen, &b, &fits)
     for stage in range(2):
         fits.now, fits.next = fits.next, fits.now
         fits.next.count = 0

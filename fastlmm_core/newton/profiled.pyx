@@ -5,7 +5,7 @@ An engine gives log|V| and H = [X y]'V^-1[X y] at G^ = F F', then derivatives al
 else is here: beta, r^2 and the criterion (gls.pxi), the chain rule to theta (chain.pxi), and what is known already,
 so that derivatives can wait until a point is accepted and a change of coordinates of the same G^ costs nothing.
 """
-from libc.math cimport M_PI, fabs, isfinite
+from libc.math cimport M_LN2, M_PI, fabs, isfinite
 from libc.string cimport memcpy
 
 import numpy as np
@@ -18,6 +18,7 @@ cdef extern from "scalar.h":
     vec VEC_SET(double) nogil
     vec VEC_SQRT(vec) nogil
     vec VEC_LOG(vec) nogil
+    void VEC_SPLIT(vec, vec) nogil
     vec VEC_ABS(vec) nogil
     vec VEC_WHERE_POSITIVE(vec, vec, vec) nogil
 

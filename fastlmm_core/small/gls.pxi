@@ -17,13 +17,13 @@ cdef inline void gls_value(Py_ssize_t k, const Gls* f) noexcept nogil:
     cdef vecu* H = <vecu*> f.H
     cdef vecu* chol = <vecu*> f.chol
     cdef vecu* b = <vecu*> f.b
-    cdef vec t, u, log_h, one, valid, noise, nu
+    cdef vec t, u, log_h, one, valid, noise, nu, product, exponent
     nu = (<vecu*> f.nu)[0]
     one = VEC_SET(1.0)
     valid = one
     t = one
-    log_h = VEC_SET(0.0)
-    noise = VEC_SET(0.0)
+    product = one
+    exponent = noise = VEC_SET(0.0)
     for i in range(k):
         for j in range(i + 1):
             t = H[pos]
@@ -37,7 +37,8 @@ cdef inline void gls_value(Py_ssize_t k, const Gls* f) noexcept nogil:
                 t = VEC_WHERE_POSITIVE(t, t, one)
                 chol[i * k + i] = VEC_SQRT(t)
                 if i < p:
-                    log_h = log_h + VEC_LOG(t)
+                    product = product * t
+                    VEC_SPLIT(product, exponent)
                     # H is what remains of [X y]'[X y]: its relative error grows by as much as it has shrunk
                     if f.reml and f.before != NULL:
                         noise = noise + VEC_SET(f.before[i]) / t
@@ -49,6 +50,7 @@ cdef inline void gls_value(Py_ssize_t k, const Gls* f) noexcept nogil:
         b[i] = VEC_SET(0.0) - u / chol[i * k + i]
     b[p] = one
     noise = noise + nu * (VEC_SET(f.before[p]) / t if f.before != NULL else one)
+    log_h = VEC_LOG(product) + exponent * M_LN2
     u = nu * (VEC_LOG(t * (VEC_SET(2.0 * M_PI) / nu)) + 1.0)
     t = (<vecu*> f.logdet)[0]
     (<vecu*> f.noise)[0] = 2.3e-16 * (VEC_ABS(t) + VEC_ABS(u) + VEC_ABS(log_h) + noise)
