@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -188,17 +190,18 @@ def test_threads_share_the_problems_and_change_no_bit(rng, count, rows, order, m
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_values_that_are_not_finite_are_named_whatever_finds_them(rng, jobs, monkeypatch):
-    from fastlmm_core.problem import columns
-
-    monkeypatch.setattr(columns, "CHECKED", 100)
-    y, X, Z, groups, each, _ = problems(rng, 20, 2)
-    for name, values in (("y", y), ("X", X), ("Z", Z)):
-        before = values[-1].copy()
-        values[-1] = np.nan
-        with pytest.raises(flc.LMMError, match=rf"{name} has . values that are not finite .* row {len(y) - 1}"):
-            flc.fit_each(y, X, Z, groups, each, n_jobs=jobs)
-        values[-1] = before
+def test_values_that_are_not_finite_are_named_whatever_finds_them(rng, jobs):
+    y, X, Z, groups, each, weights = problems(rng, 20, 2)
+    weights = np.ones(len(y)) if weights is None else weights
+    given = {"y": y, "X": X, "Z": Z, "weights": weights}
+    for (name, values), value in product(given.items(), (np.nan, np.inf)):
+        for row, column in product((0, 1, len(y) - 1), range(values.shape[1] if values.ndim == 2 else 1)):
+            place = (row, column) if values.ndim == 2 else row
+            before, values[place] = values[place], value
+            match = rf"{name} has 1 values that are not finite .* row {row}|positive .first other: nan at row {row}"
+            with pytest.raises(flc.LMMError, match=match):
+                flc.fit_each(y, X, Z, groups, each, weights=weights, n_jobs=jobs)
+            values[place] = before
 
 
 def test_columns_that_one_problem_lacks_are_dropped_there(rng):

@@ -255,12 +255,12 @@ cdef class ProblemStack:
         return 0
 
     cdef int run(self, Py_ssize_t first, Py_ssize_t last, bint reml, const Into* into, lines=None) except -1:
-        """Fit problems first .. last - 1 without the interpreter's lock; how many by what they have in common."""
+        """Fit problems first .. last - 1 without the interpreter's lock; how many have finite values, to be sure."""
         cdef Batch d = self.d
         cdef Desk desk
         cdef Common common
         cdef Py_ssize_t at = first, end, i
-        cdef int status = 0, together = 0
+        cdef int status = 0, sound = 0
         cdef Arena arena = Arena(NULL, 0)
         cdef double* memory
         d.reml = reml
@@ -294,12 +294,15 @@ cdef class ProblemStack:
                     at = end
                 d.lines, at = NULL, first
                 for i in range(first, last):
-                    together += into.lanes[i]
+                    sound += into.lanes[i]
             while at < last and status == 0:
                 end = chunk_end(&self.rows, at, last)
                 if not desk.further or any_left(into, at, end):
                     status = fit_chunk(&d, &self.rows, &self.blocks, &self.screen, into, &desk, at, end - at)
                 at = end
+            # of a stack no value is left out
+            for i in range(first, last if self.rows.start != NULL else first):
+                sound += into.lanes[i]
         free(memory)
         free(desk.seen)
         free(desk.codes)
@@ -308,7 +311,7 @@ cdef class ProblemStack:
         free(desk.work)
         if status != 0:
             raise MemoryError()
-        return together
+        return sound
 
     cdef void lay_outcome(self, Outcome* out, Arena* arena) noexcept:
         """Take the results of a chunk."""
@@ -341,7 +344,8 @@ cdef class ProblemStack:
         Returns
         -------
         int
-            Problems that have been fitted by what they have in common.
+            How many problems have finite values, to be sure: those that the lanes have fitted by sums of all values.
+            Of responses on one design these are fitted by what they have in common; elsewhere NaN is left out.
         """
         cdef Into to
         cdef double[:, ::1] theta = into.theta, params = into.params, bse = into.bse, df = into.df

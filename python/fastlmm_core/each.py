@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -209,12 +210,14 @@ def _fit(
     from .estimation.many.stack import Stack
     from .inference.many.each import EachResult
     from .inference.many.values import Run, fit_all
-    from .problem.columns import finite_checks
+    from .problem.columns import refuse_non_finite
     from .result import LMMResult
 
     design.check(len(y), True)
     stack = Stack(design, y, problems, LinearMixedModel)
     stack.seals = sealed_rows(design, y)
     empty = EachResult(stack, LMMResult, bool(reml))
-    checks = finite_checks(y, design.exog, design.exog_re, design.weights, design.offset)
-    return fit_all(empty, Run(n_jobs, progress, out=out, resume=resume), checks=checks)
+
+    check = cache(partial(refuse_non_finite, y, design.exog, design.exog_re, design.weights, design.offset))
+    run = Run(n_jobs, progress, out=out, resume=resume)
+    return fit_all(empty, run, look=lambda first, last: check() or {})

@@ -7,7 +7,6 @@ for them (Z), and turned so that their cross-products are the identity.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -28,7 +27,6 @@ __all__ = [
     "condition_y",
     "condition_z",
     "factor_structure",
-    "finite_checks",
     "fixed_fields",
     "independent_columns",
     "nothing_left",
@@ -45,9 +43,6 @@ __all__ = [
 
 SAMPLE = 1000
 """Rows from which offsets and scales are taken."""
-
-CHECKED = 2**14
-"""Rows at the least that are looked at by one task."""
 
 WELL_CONDITIONED = 1e-5
 """Smallest 1 - R^2 of a column on its predecessors for which cross-products are exact enough."""
@@ -97,20 +92,6 @@ def refuse_non_finite(y: Array, X: Array, Z: Array, weights: Array | None, offse
             f"{name} has {len(bad)} values that are not finite (first: {value} at {place}); "
             "remove or impute these rows before fitting"
         )
-
-
-def finite_checks(
-    y: Array, X: Array, Z: Array, weights: Array | None, offset: Array | None
-) -> list[Callable[[], None]]:  # fmt: skip
-    """`refuse_non_finite` in tasks for several threads, each of which looks at some of the rows and may raise."""
-
-    def check(rows: slice) -> None:
-        found = (values for values in (y, X, Z, weights, offset) if values is not None)
-        if not all(sum_is_finite(values[rows]) for values in found):
-            refuse_non_finite(y, X, Z, weights, offset)
-
-    step = max(CHECKED, -(-len(y) // 8))
-    return [partial(check, slice(at, at + step)) for at in range(0, len(y), step)]
 
 
 def spread(rows: Array, kept: Index, p: int) -> Array:

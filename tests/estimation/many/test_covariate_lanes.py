@@ -149,6 +149,31 @@ def test_what_takes_a_second_look_and_those_beside_it():
         np.testing.assert_array_equal(getattr(batch, name)[12:], getattr(plain, name)[12:])
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (5, 7), (19, 300)])
+def test_values_that_are_not_finite(place, value):
+    X, Z, groups = design(2, 2)
+    Y, C = drawn(Z, groups, 20)
+    place = (place[0], min(place[1], len(X) - 1))
+    model = flc.LinearMixedModel(Y[0], X, Z, groups)
+    plain = model.fit_many(Y, covariates={"c": C})
+    wrong = C.copy()
+    wrong[place] = value
+    match = rf"covariates\['c'\] is {value} at response {place[0]}, observation {place[1]}"
+    for given in (wrong, wrong[place[0]][None]):
+        where = match if given is wrong else match.replace(f"response {place[0]}", "response 0")
+        with pytest.raises(flc.LMMError, match=where):
+            model.fit_many(Y, covariates={"c": given})
+    wrong = Y.copy()
+    wrong[place] = value
+    batch = model.fit_many(wrong, covariates={"c": C})
+    said = "it has missing values" if np.isnan(value) else "it has infinite values"
+    assert batch.reasons == {place[0]: said}
+    others = np.delete(np.arange(20), place[0])
+    np.testing.assert_array_equal(batch.params[others], plain.params[others])
+    assert np.isnan(batch.params[place[0]]).all()
+
+
 def test_order_and_threads_do_not_matter():
     X, Z, groups = design(2, 2)
     Y, C = drawn(Z, groups, 37, (0.4, 0.15))

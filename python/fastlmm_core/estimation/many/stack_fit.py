@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import cached_property, partial
-from itertools import chain
+from functools import cached_property
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -29,10 +28,12 @@ from .progress import UNREACHED, Sink
 from .stack import Problems, same_columns
 
 __all__ = [
-    "FIELDS", "NOT_REACHED", "StackFit", "estimates_of", "fit_stack", "joined_stacks", "leave_unreached",
+    "FIELDS", "NOT_REACHED", "Look", "StackFit", "estimates_of", "fit_stack", "joined_stacks", "leave_unreached",
     "part_of_stack",
 ]  # fmt: skip
 
+
+Look = Callable[[int, int], Mapping[int, str]]
 
 PIECE, PIECE_ALONE = 256, 8
 """Problems that a thread takes at a time, and where each is fitted by itself."""
@@ -320,7 +321,7 @@ def fit_stack(
     refused: Mapping[int, str] = MappingProxyType({}),
     sink: Sink | None = None,
     resume: StackFit | None = None,
-    checks: Sequence[Callable[[], None]] = (),
+    look: Look | None = None,
 ) -> None:
     """Fit all problems of a stack.
 
@@ -338,13 +339,14 @@ def fit_stack(
         Takes the estimates of each piece when it is finished.
     resume : StackFit or None
         What an earlier run of the same problems has left.
-    checks : sequence of callables
-        Made before the problems, by the same threads; they refuse the whole run by raising.
+    look : callable, optional
+        Told the first and last of some problems, raises where their values cannot be, and returns which of them are not
+        to be fitted, and why.  Not asked where the kernels, which sum all values, tell that all of them are finite.
 
     Raises
     ------
     LMMError
-        For what is left of other problems, and as the checks do.
+        For what is left of other problems, and as `look`.
     """
     count = len(empty)
     reached = np.zeros(count, dtype=bool)
@@ -352,18 +354,18 @@ def fit_stack(
         reached = _taken(empty, resume)
     results, lines = empty.results, empty.stack.lines()
 
-    def check(of_rows: Callable[[], None]) -> int:
-        of_rows()
-        return 0
-
     def run(first: int, last: int) -> int:
-        if empty.stack.kernel is not None:
-            empty.stack.kernel.fit(first, last, empty.reml, results, lines)
+        kernel, sound = empty.stack.kernel, 0
+        if kernel is not None:
+            sound = kernel.fit(first, last, empty.reml, results, lines)
+        out = {i: refused[i] for i in refused.keys() & range(first, last)}
+        if look is not None and sound < last - first:
+            out = {**look(first, last), **out}
         for i in (first + np.flatnonzero(empty.status[first:last] == 0)).tolist():
-            if i not in refused:
+            if i not in out:
                 empty.fit_alone(i)
-        for i in refused.keys() & range(first, last):
-            empty.refuse(i, refused[i])
+        for i, reason in out.items():
+            empty.refuse(i, reason)
         if sink is not None:
             sink.write(estimates_of(empty, slice(first, last)), first)
         reached[first:last] = True
@@ -374,9 +376,8 @@ def fit_stack(
     try:
         # single fits of several threads would wait for each other in BLAS
         with one_blas_thread(jobs > 1 and empty.stack.kernel is None):
-            open_ = (partial(run, *piece) for piece in pieces if not reached[slice(*piece)].all())
-            tasks = chain((partial(check, one) for one in checks), open_)
-            in_threads(lambda task: task(), ((task,) for task in tasks), jobs, None if bar is None else bar.update)
+            tasks = (piece for piece in pieces if not reached[slice(*piece)].all())
+            in_threads(run, tasks, jobs, None if bar is None else bar.update)
     except BaseException as error:
         leave_unreached(empty, np.flatnonzero(~reached))
         error.batch = empty  # type: ignore[attr-defined]

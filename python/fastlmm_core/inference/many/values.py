@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ from ...estimation.many.batch_fit import BatchFit
 from ...estimation.many.masks import Masked, MaskOptions, fit_masks, masks_of, responses_of
 from ...estimation.many.parts import same_design
 from ...estimation.many.progress import Sink
-from ...estimation.many.stack_fit import estimates_of, fit_stack, leave_unreached
+from ...estimation.many.stack_fit import Look, estimates_of, fit_stack, leave_unreached
 from ...estimation.many.values import ResponseStack, for_lanes, shaped_like
 from ...support.checks import sum_is_finite
 from ...support.types import Array
@@ -74,18 +74,25 @@ def fit_values(
     if missing == "raise" and not np.isfinite(responses).all():
         i, j = np.argwhere(~np.isfinite(responses))[0].tolist()
         raise LMMError(f"Y is missing or not finite at response {i}, observation {j}; missing='drop' leaves such out")
-    _check(values, covariates, drop)
     labels = np.arange(len(responses)) if labels is None else labels
     stack = ResponseStack(model, responses, labels, values.get("weights"), values.get("offset"), covariates)
     stack.seal()
-    return fit_all(EachResult(stack, kind, reml), run, _refused(stack, drop, min_obs))
+    named = {**values, **{f"covariates[{name!r}]": given for name, given in covariates.items()}}
+
+    def look(first: int, last: int) -> dict[int, str]:
+        part = slice(first, last)
+        if not all(_sound(name, given[part] if len(given) > 1 else given) for name, given in named.items()):
+            _check(named, drop)
+        return {} if drop else _incomplete(stack.Y, part)
+
+    return fit_all(EachResult(stack, kind, reml), run, _short(stack, min_obs) if min_obs else {}, look=look)
 
 
 def fit_all(
     empty: EachResult,
     run: Run,
     refused: Mapping[int, str] = MappingProxyType({}),
-    checks: Sequence[Callable[[], None]] = (),
+    look: Look | None = None,
 ) -> EachResult:
     """Fit problems with designs of their own; see `fit_stack`.
 
@@ -94,27 +101,30 @@ def fit_all(
     empty : EachResult
         Filled, and returned.
     run : Run
-    refused, checks
+    refused, look
         As for `fit_stack`.
     """
     if run.resume is not None and not isinstance(run.resume, EachResult):
         raise LMMError(_other(run.resume))
     sink = None if run.out is None else Sink(run.out, estimates_of(empty, slice(0, 0)), len(empty))
-    fit_stack(empty, run.n_jobs, run.progress, refused, sink, run.resume, checks)
+    fit_stack(empty, run.n_jobs, run.progress, refused, sink, run.resume, look)
     return empty
 
 
-def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: bool) -> None:
+def _sound(name: str, array: Array) -> bool:
+    """Whether values of this name show at once to be fit for use: finite, and weights positive."""
+    return sum_is_finite(array) and (name != "weights" or bool((array > 0.0).all()))
+
+
+def _check(named: Mapping[str, Array], drop: bool) -> None:
     """Refuse values that cannot be: infinite, or missing where that is not asked for; weights that are not positive."""
-    for name, array in (*values.items(), *((f"covariates[{name!r}]", array) for name, array in covariates.items())):
-        if sum_is_finite(array):
-            continue
+    for name, array in named.items():
         bad = ~np.isfinite(array) if not drop else np.isinf(array)
         if bad.any():
             i, j = np.argwhere(bad)[0].tolist()
             remedy = "" if drop else "; missing='drop' leaves such observations out"
             raise LMMError(f"{name} is {array[i, j]} at response {i}, observation {j}: give finite numbers{remedy}")
-    weights = values.get("weights")
+    weights = named.get("weights")
     if weights is not None and (weights <= 0.0).any():
         i, j = np.argwhere(weights <= 0.0)[0].tolist()
         raise LMMError(
@@ -123,19 +133,21 @@ def _check(values: Mapping[str, Array], covariates: Mapping[str, Array], drop: b
         )
 
 
-def _refused(stack: ResponseStack, drop: bool, min_obs: int) -> dict[int, str]:
-    """Responses that are not to be fitted, and why; those with infinite values are found where their fit fails."""
-    out = {}
-    if not drop and not sum_is_finite(stack.Y):
-        out = {int(i): "it has missing values" for i in np.flatnonzero(np.isnan(stack.Y).any(axis=1))}
-    if min_obs:
-        missing = np.isnan(stack.Y)
-        for values in (stack.weights, stack.offset, *stack.covariates.values()):
-            missing |= False if values is None else np.isnan(values)
-        count = missing.shape[1] - missing.sum(axis=1)
-        for i in np.flatnonzero(count < min_obs).tolist():
-            out[i] = f"it has {count[i]} observations, fewer than min_obs={min_obs}"
-    return out
+def _incomplete(Y: Array, part: slice) -> dict[int, str]:
+    """Responses that are not to be fitted as they miss something; infinite values are found where the fit fails."""
+    if sum_is_finite(Y[part]):
+        return {}
+    return {part.start + int(i): "it has missing values" for i in np.flatnonzero(np.isnan(Y[part]).any(axis=1))}
+
+
+def _short(stack: ResponseStack, min_obs: int) -> dict[int, str]:
+    """Responses that are not to be fitted as they have too few observations."""
+    missing = np.isnan(stack.Y)
+    for values in (stack.weights, stack.offset, *stack.covariates.values()):
+        missing |= False if values is None else np.isnan(values)
+    count = missing.shape[1] - missing.sum(axis=1)
+    few = np.flatnonzero(count < min_obs).tolist()
+    return {i: f"it has {count[i]} observations, fewer than min_obs={min_obs}" for i in few}
 
 
 def fit_with_holes(
@@ -160,8 +172,11 @@ def fit_with_holes(
     done: list[Masked[BatchFit]] = []
     others: EachResult | None = None
     if len(left):
-        some = np.ascontiguousarray(responses[left])
+        # where none of them share masks, responses are read where they stand
+        some = responses if len(left) == len(responses) else responses[left]
         stack = ResponseStack(model, some, left if labels is None else labels[left], None, None, {})
+        if some is responses:
+            stack.seal()
         others = EachResult(stack, kind, reml)
     try:
         done = fit_masks(model, empty, masks, responses, options, known)
