@@ -141,9 +141,14 @@ def _log_det(A: np.ndarray) -> Any:
     return 2.0 * np.sum(np.log(np.diag(cholesky(A))))
 
 
+def _white(L: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """L^-1 B."""
+    return scipy.linalg.solve_triangular(L, B, lower=True, check_finite=False)
+
+
 def _solve(A: np.ndarray, B: np.ndarray) -> np.ndarray:
     L = cholesky(A)
-    return scipy.linalg.solve_triangular(L, scipy.linalg.solve_triangular(L, B, lower=True), lower=True, trans="T")
+    return scipy.linalg.solve_triangular(L, _white(L, B), lower=True, trans="T", check_finite=False)
 
 
 def _response(y: np.ndarray, offset: np.ndarray | None) -> np.ndarray:
@@ -165,14 +170,15 @@ def criterion(y, X, Z, groups, Ghat, reml, weights=None, offset=None):
     n, p = X.shape
     V = relative_v(Z, groups, Ghat, weights)
     L = cholesky(V)
-    Xw = scipy.linalg.solve_triangular(L, X, lower=True)
-    yw = scipy.linalg.solve_triangular(L, y, lower=True)
-    XtVX = Xw.T @ Xw
-    rw = yw - Xw @ _solve(XtVX, Xw.T @ yw)
+    white = _white(L, np.column_stack([X, y]))
+    Xw, yw = white[:, :-1], white[:, -1]
+    H = cholesky(Xw.T @ Xw)
+    of_y = _white(H, Xw.T @ yw)
+    rw = yw - Xw @ scipy.linalg.solve_triangular(H, of_y, lower=True, trans="T", check_finite=False)
     r2 = rw @ rw
     nu = _degrees(n, p, reml)
     value = 2.0 * np.sum(np.log(np.diag(L))) + nu * (1.0 + np.log(2.0 * np.pi * r2 / nu))
-    return value + _log_det(XtVX) if reml else value
+    return value + 2.0 * np.sum(np.log(np.diag(H))) if reml else value
 
 
 def criterion_theta(theta, y, X, Z, groups, reml, weights=None, offset=None, structure="full"):
@@ -202,7 +208,8 @@ def gradient_ghat(y, X, Z, groups, Ghat, reml, weights=None, offset=None):
     X = np.asarray(X, dtype=float)
     n, p = X.shape
     V = relative_v(Z, groups, Ghat, weights)
-    Vi = _solve(V, np.eye(n))
+    white = _white(cholesky(V), np.eye(n))
+    Vi = white.T @ white
     ViX = Vi @ X
     b = _solve(X.T @ ViX, ViX.T @ y)
     u = Vi @ (y - X @ b)
