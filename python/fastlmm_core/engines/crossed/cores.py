@@ -198,7 +198,8 @@ def _panels_moved(item: S, comp_slot: Index, moves: Index) -> S:
     level = np.repeat(np.arange(item.m), width)
     before = comp_slot[item.comp][level]
     slots = moves[item.slots + before] - before
-    order = np.argsort(level * len(moves) + slots)
+    # nearly sorted: most levels stay in their order, which a merge of runs finds at once
+    order = np.argsort(level * len(moves) + slots, kind="stable")
     panel = np.empty_like(item.panel)
     for i in range(q):
         # a level has its products with all neighbours for its first effect, then for the second
@@ -287,7 +288,7 @@ def _sparse_levels(layout: Layout, levels: _Levels, chosen: _Chosen) -> Sparse:
     q, slot = levels.width[node], levels.first[node] - comp_slot[comp[node]]
     # slots of the neighbours, ascending: the order of the table
     owner = np.repeat(np.arange(len(node)), chosen.lengths)
-    later = chosen.later[np.lexsort((chosen.later, owner))]
+    later = chosen.later[np.argsort(owner * len(comp) + chosen.later)]
     width = levels.width[later]
     total = int(width.sum())
     firsts = np.repeat(
