@@ -36,6 +36,19 @@ def problem(rng: np.random.Generator, *, n: int = 26, m: int = 4, many: int = 1)
     return frame.sample(frac=1.0, random_state=int(rng.integers(1000))).reset_index(drop=True)
 
 
+@pytest.mark.parametrize("formula", ["y ~ arm", "y ~ arm + (1 | arm)"])
+def test_points_that_are_none(formula, rng):
+    model = flc.lmm(formula, problem(rng), residual="ar1(visit | id)")
+    theta = np.full(model.structure.n_parameters + 1, 0.5)
+    assert np.isfinite(model.evaluate(theta).value)
+    for wrong in (theta[:-1], np.append(theta, 0.5)):
+        with pytest.raises(flc.LMMError, match=f"theta has {len(wrong)} elements"):
+            model.evaluate(wrong)
+    for value in (np.nan, np.inf):
+        with pytest.raises(flc.LMMError, match="theta has values that are not finite"):
+            model.evaluate(np.append(theta[:-1], value))
+
+
 @pytest.mark.parametrize("weights", [None, "w"])
 @pytest.mark.parametrize("by", ["", ", by=arm"])
 @pytest.mark.parametrize("reml", [True, False])
