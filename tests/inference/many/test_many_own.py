@@ -122,6 +122,19 @@ def test_anova(result, type, ddf):
         result.anova("IV")
 
 
+@pytest.mark.parametrize("ddf", ["residual", "normal"])
+def test_degrees_of_freedom_that_no_variances_tell(ddf):
+    """Of rows less columns, each fit's own; of coefficients that a part has: one lacks a level."""
+    result = RESULTS["parts"]
+    table = {name: np.asarray(column) for name, column in result.tidy(ddf=ddf).items()}
+    df, error = (table[name].reshape(result.params.shape) for name in ("df", "std_error"))
+    lost = np.isnan(result.params)
+    assert lost.any() and (np.isnan(df) == lost).all()
+    expected = np.inf if ddf == "normal" else (result.nobs - (~lost).sum(axis=1))[:, None]
+    np.testing.assert_array_equal(df[~lost], np.broadcast_to(expected, df.shape)[~lost])
+    np.testing.assert_array_equal(error, result.bse)
+
+
 def test_a_term_of_which_a_part_knows_nothing():
     found = RESULTS["parts"].anova()
     assert np.isnan(found["x:arm"].pvalues[5]) and np.isfinite(np.delete(found["x:arm"].pvalues, 5)).all()
