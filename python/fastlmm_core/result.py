@@ -525,7 +525,7 @@ class LMMResult(Fit):
         """Intraclass correlation: share of the random effects in the variance around the fixed part.
 
         With random slopes the variance z'Gz is averaged over the observations (Johnson 2014, Methods Ecol. Evol.
-        5, 944-946).
+        5, 944-946), and so is that of the residuals where it differs by weights or structure.
 
         Returns
         -------
@@ -547,6 +547,8 @@ class LMMResult(Fit):
 
     def r2(self) -> dict[str, float]:
         """Marginal and conditional R^2 (Nakagawa and Schielzeth 2013; Johnson 2014 for random slopes).
+
+        Variances of the random effects and of the residuals are averaged over the observations.
 
         Returns
         -------

@@ -69,3 +69,32 @@ def test_intervals_are_quantiles_of_refits(formula, dataset):
         assert found.loc[name, "conf_low"] == pytest.approx(low, rel=1e-5, abs=1e-9)
         assert found.loc[name, "conf_high"] == pytest.approx(high, rel=1e-5, abs=1e-9)
         assert found.loc[name, "estimate"] == fit.r2()[name]
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e9])
+def test_shares_do_not_depend_on_the_unit_of_weights(unit):
+    data = flc.datasets.load("orthodont")
+    w = unit * np.where(data["Sex"] == "Female", 4.0, 1.0)
+    fit = flc.lmm("distance ~ age * Sex + (age | Subject)", data, weights=w).fit()
+    X, G = fit.model.exog, fit.G["Subject"]
+    fixed = np.var(X @ fit.params.to_numpy(), ddof=1)
+    random = np.mean([z @ G @ z for z in X[:, :2]])
+    residual = np.mean(fit.sigma2 / w)
+    total = fixed + random + residual
+    assert fit.icc() == pytest.approx(random / (random + residual), rel=1e-9)
+    assert fit.r2() == pytest.approx({"marginal": fixed / total, "conditional": 1.0 - residual / total}, rel=1e-9)
+    batch = fit.model.fit_many(np.array([data["distance"]] * 2))
+    assert batch.icc() == pytest.approx(fit.icc(), rel=1e-5)
+    assert batch.r2()["conditional"] == pytest.approx(fit.r2()["conditional"], rel=1e-5)
+    assert batch.variance_fractions().fractions[0, -1] == pytest.approx(residual / total, rel=1e-5)
+    assert fit.r2_intervals(n_sim=20, seed=1)["conf_high"].iloc[1] > 1.0 - residual / total
+
+
+def test_shares_are_those_of_variances_that_are_estimated():
+    """The same standard deviations by sex, estimated and as weights."""
+    data = flc.datasets.load("orthodont")
+    formula = "distance ~ age * Sex + (age | Subject)"
+    estimated = flc.lmm(formula, data, variance="~ 0 + Sex").fit()
+    given = flc.lmm(formula, data, weights=7.0 / estimated.residual_variances).fit()
+    assert given.icc() == pytest.approx(estimated.icc(), rel=1e-6)
+    assert given.r2() == pytest.approx(estimated.r2(), rel=1e-6)

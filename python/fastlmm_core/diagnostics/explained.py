@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LMMError
+from ..estimation.column_moments import mean_residual_variance
 from ..formula.coding import fixed_terms
 from ..inference import wald
 from ..inference.anova import anova, estimable_part, f_statistic
@@ -100,7 +101,7 @@ def r2_intervals(result: Fit, level: float = 0.95, n_sim: int = 1000, seed: Seed
     random = np.zeros(len(fixed))
     for f in model.factors:
         random += np.einsum("jk,ijk->i", squares[f.columns, f.columns], covariance[:, f.columns, f.columns])
-    total = fixed + random + fits.sigma2[good]
+    total = fixed + random + fits.sigma2[good] * mean_residual_variance(model, result.phi)
     tails = [0.5 - 0.5 * level, 0.5 + 0.5 * level]
     limits = np.array([np.quantile(part / total, tails) for part in (fixed, fixed + random)])
     estimate = np.array(list(r2(result).values()))

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LMMError
-from ..estimation.column_moments import mean_squares, variance_along
+from ..estimation.column_moments import mean_residual_variance, mean_squares, variance_along
 from ..estimation.whitening import rows_covariance
 from ..prediction.new_rows import random_design
 from ..support.arguments import checked
@@ -95,9 +95,8 @@ def _position(grouping: Grouping, subject: Any) -> int:
 
 
 def _mean_residual_variance(result: Fit) -> float:
-    """Residual variance: of an observation of weight 1, averaged over the observations where it varies by structure."""
-    part = result.model.residual
-    return result.sigma2 if part is None else result.sigma2 * float(np.mean(part.variances(result.phi)))
+    """Residual variance, averaged over the observations, so that the unit of weights does not matter."""
+    return result.sigma2 * mean_residual_variance(result.model, result.phi)
 
 
 def _mean_random_variance(result: Fit) -> dict[str, float]:

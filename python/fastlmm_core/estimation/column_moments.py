@@ -11,7 +11,7 @@ from ..support.blas_threads import quiet_product
 from ..support.types import Array
 from .model import Model
 
-__all__ = ["data_sums", "exog_root", "mean_squares", "offset_mean", "variance_along"]
+__all__ = ["data_sums", "exog_root", "mean_residual_variance", "mean_squares", "offset_mean", "variance_along"]
 
 
 def _streamed(model: Model) -> StreamedDesign | None:
@@ -77,6 +77,22 @@ def mean_squares(model: Model) -> Array:
     if design.weighted:
         refuse_rows("Z'Z without the weights")
     return np.asarray(design.mean_squares)
+
+
+def mean_residual_variance(model: Model, phi: Array) -> float:
+    """Residual variance relative to sigma^2, averaged over the rows: by weights, and by structures at `phi`.
+
+    Raises
+    ------
+    LMMError
+        For rows that are not held, with weights.
+    """
+    part = model.residual
+    variances = None if part is None else part.variances(phi)
+    w = model.weights if model.weighted else None
+    if w is None:
+        return 1.0 if variances is None else float(np.mean(variances))
+    return float(np.mean(1.0 / w if variances is None else variances / w))
 
 
 def data_sums(model: Model) -> tuple[float, float, float]:

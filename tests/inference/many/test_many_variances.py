@@ -105,7 +105,8 @@ def test_fractions_of_terms():
         own = [np.var(X[:, [1]] @ beta[[1]], ddof=1), np.var(X[:, 2:] @ beta[2:], ddof=1)]
         fixed = np.var(X @ beta, ddof=1)
         random = np.mean([z @ batch.covariance[i] @ z for z in Z])
-        parts = np.array([own[0] / sum(own) * fixed, own[1] / sum(own) * fixed, random, batch.sigma2[i]])
+        residual = np.mean(batch.sigma2[i] / batch.model.weights)
+        parts = np.array([own[0] / sum(own) * fixed, own[1] / sum(own) * fixed, random, residual])
         np.testing.assert_allclose(found.fractions[i], parts / parts.sum(), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(1.0 - found.fractions[:, -1], batch.r2()["conditional"], rtol=1e-12)
     assert list(found.to_frame())[-1] == "Residual" and "50 %" in str(found)

@@ -85,6 +85,12 @@ class FlatRows:
                     out[:, i, j] = out[:, j, i] = self.sums(one * other) / by
         return of_z, of_x
 
+    def inverse_weights(self) -> Array:
+        """Mean of 1 / w over the rows (n_problems,)."""
+        if self.weights is None:
+            return np.ones(self.n_problems)
+        return self.sums(1.0 / self.weights) / np.maximum(self.counts, 1)
+
 
 def _sums(values: Array, codes: NDArray[np.intp], count: int) -> Array:
     """Sums of neighbours with the same code, 0 .. count - 1 in order."""

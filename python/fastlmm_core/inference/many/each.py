@@ -196,12 +196,14 @@ class EachResult(Shown, StackFit, OwnDesigns):
     def _shares(self) -> Shared:
         self.refuse_changes()
         n, p, q = len(self), self.params.shape[1], self.stack.design.structure.q
-        of_z, of_x = np.zeros((n, q, q)), np.zeros((n, p, p))
+        of_z, of_x, residual = np.zeros((n, q, q)), np.zeros((n, p, p)), self.sigma2.copy()
         fitted = np.flatnonzero(self.status >= 0)
         for begin in range(0, len(fitted), PART):
             part = fitted[begin : begin + PART]
-            of_z[part], of_x[part] = self.stack.flat(part).grams()
-        return Shared(self._shared, self.params, self.covariance, self.sigma2, of_z, of_x, self.sigma2)
+            rows = self.stack.flat(part)
+            of_z[part], of_x[part] = rows.grams()
+            residual[part] *= rows.inverse_weights()
+        return Shared(self._shared, self.params, self.covariance, self.sigma2, of_z, of_x, residual)
 
     def _components(self) -> BatchVariances:
         out = Estimated(self._shared, self.covariance, self.sigma2).table(self._called)

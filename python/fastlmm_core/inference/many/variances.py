@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ...covariance.elements import sd_and_cor
 from ...errors import LMMError
+from ...estimation.column_moments import mean_residual_variance
 from ...estimation.statements import residual_names
 from ...formula.coding import FixedTerm, fixed_terms
 from ...support.arguments import checked
@@ -281,13 +282,12 @@ NO_EFFECTS = (
 
 
 def _mean_variance(batch: BatchFit, sigma2: Array) -> Array:
-    """Residual variance (n,), averaged over the observations where residuals have a structure."""
-    part = batch.model.residual
-    if part is None:
-        return sigma2
+    """Residual variance (n,), averaged over the observations."""
+    if batch.model.residual is None:
+        return sigma2 * mean_residual_variance(batch.model, np.zeros(0))
     out = sigma2.copy()
     for i in np.flatnonzero(np.isfinite(sigma2)).tolist():
-        out[i] *= float(np.mean(part.variances(batch.phi[i])))
+        out[i] *= mean_residual_variance(batch.model, batch.phi[i])
     return out
 
 
@@ -305,7 +305,7 @@ class Shared(NamedTuple):
     of_x : (p, p) or (n, p, p) array
         Covariance of the columns of X over them.
     residual : (n,) array
-        Residual variance of an observation of weight 1, averaged over the observations where it differs by structure.
+        Residual variance, averaged over the observations.
     """
 
     design: Design
