@@ -40,6 +40,10 @@ def names():
 
 
 MISTAKES = [
+    # names that do not tell columns apart, or are none
+    ('flc.LinearMixedModel(d.y, d[["x", "z"]].set_axis(["a", "a"], axis=1), groups=d.g)', LMMError, "'a' twice"),
+    ('flc.LinearMixedModel(d.y, d[["x", "z"]], None, d.g, exog_names=["b", "b"])', LMMError, "has 'b' twice"),
+    ('m.fit_many(np.ones((2, 120)), covariates={1: np.ones((2, 120))})', LMMError, "the name 1 is no text"),
     # attributes of a result
     ('r.ranef', AttributeError, "'ranef': instead of ", 'result.random_effects'),
     ('r.fixef', AttributeError, "'fixef': instead of ", 'result.params'),

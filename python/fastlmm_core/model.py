@@ -564,7 +564,11 @@ def _names(given: Sequence[str] | None, count: int, stem: str, columns: Any, arg
             return _numbered(stem, count)
     if len(given) != count:
         raise LMMError(f"{argument} has {len(given)} names for {count} columns")
-    return tuple(str(name) for name in given)
+    names = tuple(str(name) for name in given)
+    if len(set(names)) < count:
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise LMMError(f"{argument} has {twice!r} twice: coefficients are asked for by name; give each column its own")
+    return names
 
 
 @checked

@@ -113,6 +113,9 @@ class ResponseStack:
         self.weights = design.weights[None] if weights is None and design.weights is not None else weights
         self.offset = design.offset[None] if offset is None and design.offset is not None else offset
         self.covariates = dict(covariates)
+        for name in covariates:
+            if not isinstance(name, str):
+                raise LMMError(f"covariates: the name {name!r} is no text; give {{'name': values}}")
         self.factors = [_factor(name, design.exog_names) for name in covariates]
         self.design = replace(
             design, exog_names=(*design.exog_names, *covariates), spec=None if covariates else design.spec
