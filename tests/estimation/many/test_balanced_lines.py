@@ -89,18 +89,19 @@ def test_covariates_that_the_groups_or_the_columns_explain():
         np.testing.assert_allclose(batch.params[i] / one.bse, one.params / one.bse, atol=1e-4)
 
 
-@pytest.mark.parametrize("apart", [1, 8])
+@pytest.mark.parametrize(("m", "n", "apart"), [(12, 4, 1), (12, 4, 8), (20, 3, 8)])
 @pytest.mark.parametrize("reml", [True, False])
-def test_the_lower_of_two_minima(reml, apart):
+def test_the_lower_of_two_minima(m, n, apart, reml):
     # within groups the slope is another one than between them: the variance of groups is small or large;
-    # where others with one minimum are between them, they wait for their screens
-    X, Z, groups = design(1, 1, 12, 4)
+    # where others with one minimum are between them, they wait for their screens, and those of many groups
+    # are found by these alone
+    X, Z, groups = design(1, 1, m, n)
     rng = np.random.default_rng(8)
     Y, C = np.empty((24 * apart, len(X))), np.empty((24 * apart, len(X)))
     for i in range(len(Y)):
-        mean, (one, two) = rng.standard_normal(12), rng.standard_normal((2, len(X)))
+        mean, (one, two) = rng.standard_normal(m), rng.standard_normal((2, len(X)))
         C[i] = mean[groups] + 0.3 * one if i % apart == 0 else one
-        slope = 0.2 + 0.05 * (i // apart) if i % apart == 0 else 0.0
+        slope = (0.2 + 0.05 * (i // apart)) * (1.0 if m < 14 else 5.0) if i % apart == 0 else 0.0
         Y[i] = 1.2 * mean[groups] - slope * 0.3 * one + 0.3 * two
     model = flc.LinearMixedModel(Y[0], X, Z, groups)
     batch = model.fit_many(Y, reml, covariates={"c": C})
