@@ -6,7 +6,7 @@ import numpy as np
 
 import oracle
 
-ENOUGH, TELLING, WORTH, LIKE_EXPECTED, RISE = 6, 0.5, 0.25, 0.5, 1.0
+ENOUGH, TELLING, WORTH, LIKE_EXPECTED, CONFLICT = 6, 0.5, 0.25, 0.5, 0.3
 
 
 def directions(q: int) -> list[np.ndarray]:
@@ -23,7 +23,9 @@ def directions(q: int) -> list[np.ndarray]:
 def information(y, X, Z, groups, G, reml) -> tuple[np.ndarray, np.ndarray]:
     """Observed and expected second derivatives of the criterion along directions of the relative G."""
     D = directions(Z.shape[1])
-    step = 1e-5 * np.sqrt(np.outer(G.diagonal(), G.diagonal()))
+    # V is positive definite a little beyond the boundary, too
+    sizes = np.sqrt(G.diagonal() + 1e-2 * len(set(groups)) / np.sum(Z * Z, axis=0))
+    step = 1e-5 * np.outer(sizes, sizes)
 
     def slopes(at: np.ndarray) -> np.ndarray:
         S = oracle.gradient_ghat(y, X, Z, groups, at, reml)
@@ -40,7 +42,32 @@ def information(y, X, Z, groups, G, reml) -> tuple[np.ndarray, np.ndarray]:
     return observed, np.array([[np.sum(one * two.T) for two in parts] for one in parts]) - np.outer(traces, traces) / nu
 
 
-def is_regular(y, X, Z, groups, G, reml, rise) -> tuple[bool, float]:
+def differ_within(y, X, Z, groups, G) -> float:
+    """Hausman's statistic of the coefficients of columns of X within groups beside Z, and of those between groups.
+
+    From two sets of all coefficients, of rows that Z does not reach and of the rest, of those that both tell.
+    """
+    n = len(y)
+    beside = np.eye(n)
+    for g in set(groups):
+        rows = groups == g
+        beside[np.ix_(rows, rows)] -= Z[rows] @ np.linalg.pinv(Z[rows])
+    V = np.linalg.inv(oracle.relative_v(Z, groups, G))
+    X = X @ np.linalg.inv(np.linalg.cholesky(X.T @ X)).T
+    within, whole = X.T @ beside @ X, X.T @ V @ X
+    values, axes = np.linalg.eigh(within)
+    X = X @ axes
+    within, whole = np.diag(values), axes.T @ whole @ axes
+    r = V @ (y - X @ oracle.beta(y, X, Z, groups, G))
+    sigma2 = (y - X @ oracle.beta(y, X, Z, groups, G)) @ r
+    told = values > 1e-10
+    s = (X.T @ beside @ (y - X @ oracle.beta(y, X, Z, groups, G)))[told]
+    # of the others nothing is told within groups
+    between = np.linalg.inv(np.linalg.inv(whole)[np.ix_(told, told)]) - np.diag(values[told])
+    return float(s @ (np.linalg.inv(np.diag(values[told])) + np.linalg.pinv(between, hermitian=True)) @ s / sigma2)
+
+
+def is_regular(y, X, Z, groups, G, reml) -> tuple[bool, float]:
     """Whether a minimum at the relative G is that of regular data; how far from a limit it is, relatively."""
     m, q = groups.max() + 1, Z.shape[1]
     columns = np.linalg.inv(np.linalg.cholesky(Z.T @ Z)) @ Z.T
@@ -61,6 +88,8 @@ def is_regular(y, X, Z, groups, G, reml, rise) -> tuple[bool, float]:
     mean = np.sum(whitened**2) / (m * q)
     apart = [whitened[which == a].T @ whitened[which == a] - np.sum(which == a) * mean * np.eye(q) for a in set(which)]
     worth = np.sum(whitened**2) ** 2 / (np.sum(np.square(apart)) + m * q * mean**2)
-    limits = ((worth, WORTH * m), (least, LIKE_EXPECTED), (rise, RISE))
+    nu = len(y) - X.shape[1] if reml else len(y)
+    differ = nu * differ_within(y, X, Z, groups, G)
+    limits = ((worth, WORTH * m), (least, LIKE_EXPECTED), (CONFLICT * m, differ + 1e-300))
     told = m >= ENOUGH * q and telling >= TELLING * m and all(found > limit for found, limit in limits)
     return told, min(abs(found / limit - 1.0) for found, limit in limits)

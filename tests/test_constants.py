@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 SAME = (
     ("lanes/elsewhere.pxi", "FEW_GROUPS", "engines.starts", "ENOUGH"),
     ("lanes/elsewhere.pxi", "SIX_GROUPS", "engines.one_factor.problem", "SIX"),
-    ("lanes/elsewhere.pxi", "REGULAR", "engines.one_factor.problem", "REGULAR"),
+    ("lanes/elsewhere.pxi", "HALF", "engines.one_factor.problem", "HALF"),
     ("lanes/elsewhere.pxi", "DOMINATED", "engines.one_factor.problem", "DOMINATED"),
     ("lanes/elsewhere.pxi", "TELLING", "engines.one_factor.problem", "TELLING"),
     ("lanes/elsewhere.pxi", "UNALIKE", "engines.one_factor.problem", "UNALIKE"),

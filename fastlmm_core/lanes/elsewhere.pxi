@@ -8,8 +8,8 @@ cdef enum:
     BESIDE = 3              # beside a minimum next to the boundary
     LEFT_ALONE = -9         # status until a search has ended: to be left to a single fit
 
-cdef double REGULAR = 0.2
-"""Least information in a group, relative to the mean, of nearly balanced data."""
+cdef double HALF = 0.5
+"""Least information in a group, of any effect, relative to the largest, of nearly balanced data."""
 
 cdef enum:
     FEW_GROUPS = 14         # for each random effect, see `few_groups` of engines/starts.py; or as many as tell as much
@@ -58,88 +58,117 @@ cdef inline Py_ssize_t most_points(const Screen* screen) noexcept nogil:
     return max(max(screen.n_points[0], screen.n_points[1]), screen.n_points[2])
 
 
+# What the groups of a block tell of the effects, and how they vary.
+cdef struct GroupInformation:
+    double least[8]         # bounds of the eigenvalues of all A = R'R, exact for q <= 2
+    double most[8]
+    bint whole[8]           # whether each group tells something of every effect
+    vec traces, squares     # sums of tr A and |A|^2
+    vec variation, fourth   # sums of s and s^2, s the squares of a group
+
+
+cdef inline void add_variation(Py_ssize_t q, Py_ssize_t k, const vecu* R, GroupInformation* w) noexcept nogil:
+    """The squares of a group."""
+    cdef Py_ssize_t n_a = q * (q + 1) // 2, a
+    cdef vec t = VEC_SET(0.0)
+    for a in range(q):
+        t = t + R[n_a + (a + 1) * k - 1] * R[n_a + (a + 1) * k - 1]
+    w.variation = w.variation + t
+    w.fourth = w.fourth + t * t
+
+
+cdef inline void add_information(Py_ssize_t q, const vecu* R, Py_ssize_t g, const ProblemSums* sums, GroupInformation* w
+                                 ) noexcept nogil:
+    """What group g tells of the effects: row a of R begins at a q - a (a - 1) / 2.
+
+    Eigenvalues lie within their mean by sqrt((q - 1) / q) of what they spread, |A|^2 - (tr A)^2 / q.
+    """
+    cdef Py_ssize_t a, b, i, lane
+    cdef vec t, trace, square, pivots, mean, off
+    trace = square = VEC_SET(0.0)
+    pivots = VEC_SET(1.0)
+    for a in range(q):
+        pivots = pivots * R[a * q - a * (a - 1) // 2]
+        for b in range(a + 1):
+            t = VEC_SET(0.0)
+            for i in range(b + 1):
+                t = t + R[i * q - i * (i - 1) // 2 - i + a] * R[i * q - i * (i - 1) // 2 - i + b]
+            if a == b:
+                trace = trace + t
+                square = square + t * t
+            else:
+                square = square + VEC_SET(2.0) * t * t
+    w.traces = w.traces + trace
+    w.squares = w.squares + square
+    mean = trace * (1.0 / q)
+    off = (square - trace * mean) * (1.0 - 1.0 / q)
+    off = VEC_WHERE_POSITIVE(off, off, VEC_SET(0.0))
+    off = VEC_SQRT(off)
+    for lane in range(LANES):
+        if g >= sums[lane].m:
+            continue
+        if (<double*> &pivots)[lane] == 0.0:
+            w.whole[lane] = False
+        # groups that tell nothing at all do no harm
+        if (<double*> &trace)[lane] > 0.0:
+            w.least[lane] = min(w.least[lane], (<double*> &mean)[lane] - (<double*> &off)[lane])
+            w.most[lane] = max(w.most[lane], (<double*> &mean)[lane] + (<double*> &off)[lane])
+
+
+cdef void inform(const Batch* d, const ProblemSums* sums, const Lanes* s, GroupInformation* w) noexcept nogil:
+    """What the groups of all problems of a block tell."""
+    cdef Py_ssize_t q = d.q, k = d.p + 1, stride = q * (q + 1) // 2 + q * k, lane, g
+    cdef const vecu* R
+    w.variation = w.traces = w.squares = VEC_SET(0.0)
+    w.fourth = VEC_SET(1e-300)
+    for lane in range(LANES):
+        w.least[lane], w.most[lane], w.whole[lane] = 1e300, 0.0, True
+    for g in range(s.own.m):
+        R = (<const vecu*> s.own.packed) + g * stride
+        add_variation(q, k, R, w)
+        add_information(q, R, g, sums, w)
+
+
 cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen, Lanes* s, Fates* f, Minima* found
                    ) noexcept nogil:
-    """Nearly balanced or regular data, or many groups (0), others (1), few groups (2), and what is not to be screened (-1)."""
-    cdef Py_ssize_t q = d.q, k = d.p + 1, n_a = q * (q + 1) // 2, stride = n_a + q * k, lane, g, a, b, i, row
-    cdef vecu* column = <vecu*> s.small
-    cdef vecu* R
-    cdef vec total, t, least, square, fourth, traces, squares, regular
+    """Nearly balanced data, or many groups (0), others (1), few groups (2), and what is not to be screened (-1)."""
+    cdef Py_ssize_t q = d.q, lane, m
+    cdef vec regular = VEC_SET(-1.0), differ = VEC_SET(0.0)
+    cdef GroupInformation w
     cdef bint balanced, worthy, few, alike, unalike
-    cdef bint whole[8]
-    cdef double here
+    cdef double telling, worth
     if screen.one_full:
+        differ_within(d, s, &differ)
         regular_problems(d, sums, s, &regular)
-    least = VEC_SET(1e300)
-    square = VEC_SET(0.0)
-    fourth = VEC_SET(1e-300)
-    traces = VEC_SET(0.0)
-    squares = VEC_SET(0.0)
+    inform(d, sums, s, &w)
     for lane in range(LANES):
-        whole[lane] = True
-    for g in range(s.own.m):
-        R = (<vecu*> s.own.packed) + g * stride
-        total = VEC_SET(0.0)
-        # columns of R^-1 from the last row up; row a of R begins at a q - a (a - 1) / 2
-        for b in range(q):
-            for a in range(b, -1, -1):
-                row = a * q - a * (a - 1) // 2 - a
-                t = VEC_SET(1.0 if a == b else 0.0)
-                for i in range(a + 1, b + 1):
-                    t = t - R[row + i] * column[i]
-                column[a] = t / R[row + a]
-                total = total + column[a] * column[a]
-        t = VEC_SET(0.0)
-        for a in range(q):
-            t = t + R[n_a + (a + 1) * k - 1] * R[n_a + (a + 1) * k - 1]
-        square = square + t
-        fourth = fourth + t * t
-        # what the group tells of the effects, A = R'R
-        for a in range(q):
-            for b in range(a + 1):
-                t = VEC_SET(0.0)
-                for i in range(b + 1):
-                    t = t + R[i * q - i * (i - 1) // 2 - i + a] * R[i * q - i * (i - 1) // 2 - i + b]
-                if a == b:
-                    traces = traces + t
-                    squares = squares + t * t
-                else:
-                    squares = squares + VEC_SET(2.0) * t * t
-        for lane in range(LANES):
-            if g >= sums[lane].m:
-                continue
-            here = q / (<double*> &total)[lane]
-            if not (<double*> &total)[lane] < 1e300:
-                # a pivot is zero: of that effect the group tells nothing, however large its variance
-                whole[lane] = False
-            elif here < (<double*> &least)[lane]:
-                (<double*> &least)[lane] = here
-    for lane in range(LANES):
+        m = sums[lane].m
         found.kind[lane] = 1
         found.only[lane] = False
-        # groups that tell nothing at all of an effect do no harm
-        balanced = sums[lane].n - sums[lane].rank >= 2 * sums[lane].m * q and (<double*> &least)[lane] >= REGULAR
-        here = (<double*> &traces)[lane] ** 2 / (q * (<double*> &squares)[lane])
-        alike = screen.one_full and (<double*> &regular)[lane] > 0.0 and whole[lane] and (
-            sums[lane].m >= SIX_GROUPS * q and here >= TELLING * sums[lane].m)
-        if screen.one_full and (sums[lane].m >= MANY_GROUPS * q or (balanced and whole[lane]) or alike):
+        found.count[lane] = 0
+        balanced = (sums[lane].n - sums[lane].rank >= 2 * m * q and w.least[lane] >= HALF * w.most[lane]
+                    and (<double*> &differ)[lane] <= CONFLICT * m)
+        telling = (<double*> &w.traces)[lane] ** 2 / (q * (<double*> &w.squares)[lane])
+        alike = screen.one_full and (<double*> &regular)[lane] > 0.0 and w.whole[lane] and (
+            m >= SIX_GROUPS * q and telling >= TELLING * m)
+        if screen.one_full and (m >= MANY_GROUPS * q or balanced):
             found.kind[lane] = 0
-        few = sums[lane].m < MANY_GROUPS * q and (sums[lane].m < FEW_GROUPS * q or here < FEW_GROUPS * q)
-        unalike = q > 2 and here < (UNALIKE if sums[lane].m < SIX_GROUPS * q else TELLING) * sums[lane].m
-        here = (<double*> &square)[lane] * ((<double*> &square)[lane] / (<double*> &fourth)[lane])
-        worthy = here >= DOMINATED * min(sums[lane].m, FEW_GROUPS * q)
-        balanced = balanced and worthy and sums[lane].m >= SIX_GROUPS * q or alike
+        few = m < MANY_GROUPS * q and (m < FEW_GROUPS * q or telling < FEW_GROUPS * q)
+        unalike = q > 2 and telling < (UNALIKE if m < SIX_GROUPS * q else TELLING) * m
+        worth = (<double*> &w.variation)[lane] * ((<double*> &w.variation)[lane] / (<double*> &w.fourth)[lane])
+        worthy = worth >= DOMINATED * min(m, FEW_GROUPS * q)
+        balanced = balanced and worthy and m >= SIX_GROUPS * q
         few = few or not worthy
-        found.beside[lane] = screen.one_full and balanced and sums[lane].m < FEW_GROUPS * q
-        if screen.one_full and few and not balanced:
+        found.beside[lane] = screen.one_full and balanced and m < FEW_GROUPS * q
+        if screen.one_full and few and not balanced and not alike:
             # minima may lie close together: no screen of a few points tells them apart
             found.kind[lane] = 2
             # single fits search every rank by itself
             if unalike or screen.n_points[2] == 0:
                 f.status[lane] = LEFT_ALONE
-        if f.status[lane] <= 0:
+        # the minimum of regular data is the only one
+        if f.status[lane] <= 0 or alike:
             found.kind[lane] = -1
-        found.count[lane] = 0
 
 
 cdef void find_valleys(const Screen* screen, int kind, Py_ssize_t lane, Minima* found) noexcept nogil:

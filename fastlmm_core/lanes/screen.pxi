@@ -469,7 +469,11 @@ cdef bint let_wait(const Batch* d, Lanes* s, Fates* f, const Outcome* out, Py_ss
         chosen = out.chosen + s.place[lane] * wanted
         for i in range(wanted):
             chosen[i] = -1
-        if f.status[lane] > 0 and not (f.status[lane] == 1 and (<double*> &regular)[lane] > 0.0):
+        if (<double*> &regular)[lane] > 0.0:
+            if out.rise != NULL:
+                # nor beside it
+                out.rise[s.place[lane]] = INFINITY
+        elif f.status[lane] > 0:
             chosen[0] = WAITS
             some = True
     return some

@@ -343,15 +343,23 @@ cdef inline void sum_line_patterns(Py_ssize_t q, const Batch* d, Lanes* s, Regul
         N = N + n_a + n_r
 
 
+cdef double RISE_WITHIN = 1.0
+"""Rise of the criterion to the boundary, by its Hessian, above which a minimum lies well inside."""
+
+
 cdef void regular_lines(const Batch* d, Lanes* s, vec* regular) noexcept nogil:
-    """Positive where the minimum at which responses with covariates have been evaluated is that of regular data."""
+    """Positive where the minimum of responses with covariates, at the last evaluation, is that of regular data and lies
+    well inside."""
     cdef Regularity r
+    cdef vec rise
     begin_regularity(d.q, s, &r)
     if d.q == 2:
         sum_line_patterns(2, d, s, &r)
     else:
         sum_line_patterns(d.q, d, s, &r)
     judge_regularity(d, s, &r, VEC_SET(<double> d.lines.base.m), regular)
+    boundary_near(d, s, &rise)
+    regular[0] = VEC_WHERE_POSITIVE(rise - RISE_WITHIN, regular[0], VEC_SET(-1.0))
 
 
 cdef void worth_of_lines(const Batch* d, const OwnGroups* own, vec* worth) noexcept nogil:
@@ -394,13 +402,14 @@ cdef void kinds_of_lines(const Batch* d, Lanes* s, const OwnGroups* own, Fates* 
     cdef const SharedLines* w = d.lines
     cdef Py_ssize_t lane, m = w.base.m
     cdef vec regular = VEC_SET(-1.0), worth = VEC_SET(0.0)
-    cdef vec sole = VEC_SET(-1.0)
+    cdef vec sole = VEC_SET(-1.0), differ = VEC_SET(0.0)
     cdef bint worthy, alike, balanced, apart, some = not w.spanned
     if w.spanned:
         only_balanced(d, s, own, &sole)
     for lane in range(LANES):
         some = some or not (<double*> &sole)[lane] > 0.0
     if some:
+        differ_within(d, s, &differ)
         regular_lines(d, s, &regular)
         worth_of_lines(d, own, &worth)
     for lane in range(LANES):
@@ -414,8 +423,9 @@ cdef void kinds_of_lines(const Batch* d, Lanes* s, const OwnGroups* own, Fates* 
         apart = w.spanned and not vary_between(d, own, lane)
         found.only[lane] = (<double*> &regular)[lane] > 0.0 and (w.alike or w.balanced) and not apart
         worthy = (<double*> &worth)[lane] >= DOMINATED * min(m, FEW_GROUPS * d.q)
-        balanced = w.balanced and worthy or alike
-        found.kind[lane] = 0 if (m >= MANY_GROUPS * d.q or w.balanced or alike) and not apart else 1
+        balanced = w.balanced and (<double*> &differ)[lane] <= CONFLICT * m
+        found.kind[lane] = 0 if (m >= MANY_GROUPS * d.q or balanced or alike) and not apart else 1
+        balanced = balanced and worthy or alike
         found.beside[lane] = balanced and m < FEW_GROUPS * d.q
         if f.status[lane] > 0 and (w.few or not worthy) and not balanced:
             f.status[lane] = LEFT_ALONE

