@@ -134,6 +134,7 @@ def test_refused(sleep):
     for formula, y, words in (
         ("~ Days + (1 | Subject)", None, "y is missing"),
         ("Days + (1 | Subject)", sleep["Reaction"], "has no '~'"),
+        (3, sleep["Reaction"], "formula=3 must be text"),
         ("Reaction + Days ~ (1 | Subject)", sleep["Reaction"], "is made of 2 columns"),
         ("y ~ Days + (1 | Subject)", None, "requires y to be passed, but the target y is None, and X has no column y"),
     ):

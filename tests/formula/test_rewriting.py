@@ -39,6 +39,9 @@ def data():
         (". ~ . - 1", "y ~ 0 + a * x + (x | g)"),
         (". ~ . + `my col` + I(.5 * z)", "y ~ a * x + `my col` + I(.5 * z) + (x | g)"),
         ("z ~ x + (1 | h)", "z ~ x + (1 | h)"),
+        (". ~ . - x:a", "y ~ a + x + (x | g)"),
+        (". ~ . - a * z", "y ~ x + a:x + (x | g)"),
+        (". ~ 0 + a + x + (x | g) - 1", "y ~ 0 + a + x + (x | g)"),
     ],
 )
 def test_the_design_is_the_one_written_out(data, new, expected):
@@ -58,6 +61,9 @@ def test_the_design_is_the_one_written_out(data, new, expected):
         (". ~ . - (1 | g)", r"no term \(1 \| g\) to leave out; its random-effects terms are \(x \| g\)"),
         (". + z", "must have one '~'"),
         (". ~ z - .", "takes all old terms away"),
+        (". ~ . - z", "no term z to leave out; the terms of its fixed part are 1, a, x, a:x$"),
+        (". ~ . - x - x:z", "no term x:z to leave out"),
+        (". ~ . - I(x ** 2)", r"no term I\(x \*\* 2\) to leave out"),
         (". ~ . +", None),
     ],
 )

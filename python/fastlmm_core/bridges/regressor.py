@@ -125,6 +125,8 @@ class MixedLMRegressor:
         LMMError
             For a formula without a response where there is no y, and as `lmm`.
         """
+        if not isinstance(self.formula, str):
+            raise LMMError(f"formula={self.formula!r} must be text: write '~ x + (x | g)', or 'y ~ x + (x | g)'")
         table, names = _table(X)
         left, tilde, right = self.formula.partition("~")
         response = left.strip()

@@ -35,7 +35,7 @@ def updated(old: str, new: str) -> str:
     Raises
     ------
     LMMError
-        For random-effects terms that are to be left out and are not there, and as `parse`.
+        For terms that are to be left out and are not there, and as `parse`.
     """
     parse(old)
     left, _, right = old.partition("~")
@@ -59,12 +59,23 @@ def updated(old: str, new: str) -> str:
                 raise LMMError(f"the formula has no term {whole} to leave out; its random-effects terms are {bars}")
             terms = [known for known in terms if known not in same]
         elif not (same and _is_bar(whole)):
+            if sign == "-":
+                _refuse_absent(whole, [known for known in terms if not _is_bar(known[1])])
             terms.append((sign, whole))
     if not any(not _is_bar(term) for _, term in terms):
         terms.insert(0, ("+", "1"))
     text = f"{_filled(response.strip(), left.strip()) or left.strip()} ~ {_joined(terms)}"
     parse(text)
     return text
+
+
+def _refuse_absent(term: str, before: list[tuple[str, str]]) -> None:
+    """Refuse a term of the fixed part that is to be left out of a sum in which it is not; no intercept may be said."""
+    there, gone = (_terms(parse(f"y ~ {text}").fixed) for text in (_joined(before) or "1", f"0 + {term}"))
+    if set(gone) - {"1"} and {frozenset(one.split(":")) for one in gone}.isdisjoint(frozenset(one.split(":")) for one in there):
+        raise LMMError(
+            f"the formula has no term {term} to leave out; the terms of its fixed part are {', '.join(there) or 'none'}"
+        )
 
 
 def _is_bar(term: str) -> bool:
