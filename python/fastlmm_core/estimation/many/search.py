@@ -198,7 +198,7 @@ def _screen(model: Model, patterns: BatchPatterns, effort: int) -> BatchScreen:
         limit=CLOSE_VALLEYS if close else DESCENTS[effort],
         # the narrowest basins have no valley of their own even so
         spread=CLOSE_SPREAD if close else SPREAD[effort],
-        of_regular=effort == HARD and structure.one_full and m >= SIX * q and problem.telling >= TELLING * m,
+        of_regular=effort >= CAREFUL and structure.one_full and m >= SIX * q and problem.telling >= TELLING * m,
     )
 
 
