@@ -72,7 +72,9 @@ def updated(old: str, new: str) -> str:
 def _refuse_absent(term: str, before: list[tuple[str, str]]) -> None:
     """Refuse a term of the fixed part that is to be left out of a sum in which it is not; no intercept may be said."""
     there, gone = (_terms(parse(f"y ~ {text}").fixed) for text in (_joined(before) or "1", f"0 + {term}"))
-    if set(gone) - {"1"} and {frozenset(one.split(":")) for one in gone}.isdisjoint(frozenset(one.split(":")) for one in there):
+    # an interaction may be written either way round
+    known, left_out = ({frozenset(one.split(":")) for one in part} for part in (there, gone))
+    if set(gone) - {"1"} and known.isdisjoint(left_out):
         raise LMMError(
             f"the formula has no term {term} to leave out; the terms of its fixed part are {', '.join(there) or 'none'}"
         )

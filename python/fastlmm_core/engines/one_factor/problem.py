@@ -348,7 +348,7 @@ class OneFactorProblem(NamedTuple):
             return Elsewhere("search", EASY, scout, beside=self.m < ENOUGH * q)
         if worth < DOMINATED * ENOUGH * q or self.few:
             return Elsewhere("search", HARD, scout, foremost=self.foremost)
-        return Elsewhere("search", CAREFUL if self.not_many else ORDINARY, scout)
+        return Elsewhere("search", CAREFUL if self.not_many else EASY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:
         """The criterion where all effects are correlated, of all groups or as many as a scout has."""
