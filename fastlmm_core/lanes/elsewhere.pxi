@@ -135,7 +135,7 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
     cdef Py_ssize_t q = d.q, lane, m
     cdef vec regular = VEC_SET(-1.0), differ = VEC_SET(0.0)
     cdef GroupInformation w
-    cdef bint balanced, worthy, few, alike, unalike
+    cdef bint balanced, worthy, few, alike, unalike, conflict
     cdef double telling, worth
     if screen.one_full:
         differ_within(d, s, &differ)
@@ -146,19 +146,21 @@ cdef void kinds_of(const Batch* d, const ProblemSums* sums, const Screen* screen
         found.kind[lane] = 1
         found.only[lane] = False
         found.count[lane] = 0
+        # of many groups too few are known to tell how much they may differ
+        conflict = (<double*> &differ)[lane] > (CONFLICT * m if m < MANY_GROUPS * q else 0.0)
         balanced = (sums[lane].n - sums[lane].rank >= 2 * m * q and w.least[lane] >= HALF * w.most[lane]
-                    and (<double*> &differ)[lane] <= CONFLICT * m)
+                    and not conflict)
         telling = (<double*> &w.traces)[lane] ** 2 / (q * (<double*> &w.squares)[lane])
         alike = screen.one_full and (<double*> &regular)[lane] > 0.0 and w.whole[lane] and (
             m >= SIX_GROUPS * q and telling >= TELLING * m)
-        if screen.one_full and (m >= MANY_GROUPS * q or balanced):
+        if screen.one_full and (m >= MANY_GROUPS * q and not conflict or balanced):
             found.kind[lane] = 0
         few = m < MANY_GROUPS * q and (m < FEW_GROUPS * q or telling < FEW_GROUPS * q)
         unalike = q > 2 and telling < (UNALIKE if m < SIX_GROUPS * q else TELLING) * m
         worth = (<double*> &w.variation)[lane] * ((<double*> &w.variation)[lane] / (<double*> &w.fourth)[lane])
         worthy = worth >= DOMINATED * min(m, FEW_GROUPS * q)
         balanced = balanced and worthy and m >= SIX_GROUPS * q
-        few = few or not worthy
+        few = few or not worthy or conflict
         found.beside[lane] = screen.one_full and balanced and m < FEW_GROUPS * q
         if screen.one_full and few and not balanced and not alike:
             # minima may lie close together: no screen of a few points tells them apart

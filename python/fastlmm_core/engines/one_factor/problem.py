@@ -346,9 +346,10 @@ class OneFactorProblem(NamedTuple):
         worth = self.worth
         if worth >= DOMINATED * min(self.m, ENOUGH * q) and self.nearly_balanced:
             return Elsewhere("search", EASY, scout, beside=self.m < ENOUGH * q)
-        if worth < DOMINATED * ENOUGH * q or self.few:
+        if worth < DOMINATED * self.m or self.few:
             return Elsewhere("search", HARD, scout, foremost=self.foremost)
-        return Elsewhere("search", CAREFUL if self.not_many else EASY, scout)
+        # with coefficients within groups that are not those between, many groups have two minima, too
+        return Elsewhere("search", CAREFUL if self.not_many or self.within_differs else EASY, scout)
 
     def _relaxed_criterion(self, of_all: bool) -> Relaxed:
         """The criterion where all effects are correlated, of all groups or as many as a scout has."""

@@ -88,8 +88,11 @@ def enough_worth(model: Model) -> float:
 
 def _effort(problem: OneFactorProblem) -> int:
     """The effort of looking for other minima, whatever the response of the model is."""
-    if not problem.structure.one_full or not problem.not_many:
+    if not problem.structure.one_full:
         return ORDINARY
+    if not problem.not_many:
+        # with coefficients within groups that are not those between, many groups have two minima, too
+        return HARD if problem.within_differs else ORDINARY
     # of few groups that tell alike most minima are those of regular data, wherever they lie: the rest is soon searched
     if problem.few:
         return HARD
