@@ -387,14 +387,15 @@ class Crossed(SimpleNamespace):
         model = SimpleNamespace(
             needs_independent_residuals=lambda what: None, residual=None, streamed=False,
             exog=X, exog_re=Z, endog=y, has_response=True,
-            weights=w, offset=None, nobs=n, factors=factors, grouping=groupings[0],
+            weights=w, weighted=True, offset=None, nobs=n, factors=factors, grouping=groupings[0],
             structure=SimpleNamespace(blocks=blocks, q=3), term_names=("a", "b"), problem=problem, library="dict",
             labelled=lambda values: values,
             factor_of=lambda block: factors[blocks.index(block)],
         )  # fmt: skip
         factor = np.linalg.solve(problem.z_map, np.linalg.cholesky(relative))
         return cls(
-            model=model, V=V, sigma2=sigma2, rest=resid, beta=beta, cov=cov, covariance=sigma2 * relative,
+            model=model, V=V, sigma2=sigma2, phi=np.zeros(0), rest=resid, beta=beta, cov=cov,
+            covariance=sigma2 * relative,
             blups=(effects[0].reshape(12, 2), effects[1][:, None]), optimum=SimpleNamespace(factor=factor),
             effect_names=("one", "t", "one"),
         )  # fmt: skip
@@ -410,10 +411,7 @@ def test_several_factors_against_dense_matrices(rng):
     np.testing.assert_allclose(found.fixed_effects, np.diag(result.cov) / np.diag(independent), rtol=1e-10)
     R = V / np.sqrt(np.outer(D, D))
     np.testing.assert_allclose(found.effective_sample_size, np.linalg.solve(R, np.ones(120)).sum(), rtol=1e-10)
-    G, Z = result.covariance, result.model.exog_re
-    of_a, of_b = np.mean(np.einsum("ij,jk,ik->i", Z[:, :2], G[:2, :2], Z[:, :2])), G[2, 2]
-    share = of_b / (of_a + of_b + result.sigma2)
-    np.testing.assert_allclose(found.kish["b"], 1.0 + (24.0 - 1.0) * share, rtol=1e-12)
+    np.testing.assert_allclose(found.kish["b"], 1.0 + (24.0 - 1.0) * result.covariance[2, 2] / D.mean(), rtol=1e-12)
 
 
 @pytest.mark.parametrize(("term", "at"), [(None, 0), ("a", 0), ("b", 1)])

@@ -92,7 +92,7 @@ def drawn(rng, m):
 
 @pytest.fixture
 def arrays(rng):
-    return drawn(rng, 13)
+    return drawn(rng, 40)
 
 
 @pytest.mark.parametrize("reml", [True, False])
@@ -206,7 +206,7 @@ def test_from_cython(tmp_path, arrays):
     spec = importlib.util.spec_from_file_location("caller", tmp_path / built)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    status, beta, criterion = module.fit(y, X, Z, groups.astype(np.int64), 13)
+    status, beta, criterion = module.fit(y, X, Z, groups.astype(np.int64), 40)
     one = flc.LinearMixedModel(y, X, Z, groups).fit()
     assert status == 1
     np.testing.assert_allclose(beta, one.params, rtol=0.0, atol=1e-8 * one.bse.max())
