@@ -145,20 +145,14 @@ def _by_iterations(asked: _Asked) -> _Found:
 def _with_known_variance(asked: _Asked) -> _Found:
     """The optimum where the residual variance is known: from several starts, as few groups may leave several minima."""
     model, reml, method, start, options = asked
-    problem, structure = linear_problem(model.problem), model.structure
-    engine = model.criterion()
+    problem, engine = linear_problem(model.problem), model.criterion()
     assert isinstance(engine, KnownVariance)
     engine.reml = reml
     with one_blas_thread():
         engine.refuse_unidentified(model.term_names)
         starts = [model.conditioned_theta(start, "start")] if start is not None else engine.starts(problem)
-        found = [
-            optimize(engine, structure, problem.levels, problem.n, one, method, options, elsewhere=UNASKED)
-            for one in starts
-        ]
-        best = max(found, key=lambda one: (one.converged, -one.value))
-        engine.evaluate(best.theta, 1)
-    optimum = best._replace(n_evaluations=sum(one.n_evaluations for one in found))
+        optimum = engine.lowest(problem, starts, method, options)
+        engine.evaluate(optimum.theta, 1)
     return _Found(optimum, Solution(*engine.solution()[:3]))
 
 
