@@ -14,7 +14,6 @@
 # where S_M weighs the blocks of S by M.  Nothing here grows with the number of groups but what reads the rows.
 
 cdef enum:
-    MOST_LINES = 4          # covariates and y
     MOST_EFFECTS = 3        # random effects
 
 cdef double WELL_CONDITIONED = 1e-5

@@ -207,8 +207,8 @@ cdef bint projects(Py_ssize_t p, const double* within, double* P) noexcept nogil
 
 
 cdef bint invariant(const Groups* g, double* M) noexcept nogil:
-    """Whether the part of B in which row a is row b, and all others are 0, lies in the span of B; M:
-    zeros (q, q, p, p)."""
+    """Whether the part of B in which row a is row b, and all others are 0, lies in the span of B;
+    M: zeros (q, q, p, p)."""
     cdef Py_ssize_t q = g.q, k = g.k, p = k - 1, n_a = q * (q + 1) // 2, block, lane, a, b, i, j
     cdef double norm, total, t
     cdef const double* c

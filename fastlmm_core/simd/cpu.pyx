@@ -4,11 +4,14 @@
 cdef extern from *:
     """
     #if !defined(BASE_ONLY) && (defined(__GNUC__) || defined(__clang__))
-    static int runs_avx2(void) { __builtin_cpu_init(); return __builtin_cpu_supports("avx2") &&
-    __builtin_cpu_supports("fma"); } static int runs_avx512(void) {
+    static int runs_avx2(void) {
         __builtin_cpu_init();
-        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    }
+    static int runs_avx512(void) {
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
+            && __builtin_cpu_supports("avx512vl");
     }
     #else
     static int runs_avx2(void) { return 0; }

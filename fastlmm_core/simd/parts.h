@@ -47,8 +47,8 @@ static void *parts_work(void *given) {
     }
 }
 
-/* run(job, part,
-       worker) for all parts; worker: 0 to jobs - 1 or MOST_WORKERS - 1, whose parts run one after the other. */
+/* run(job, part, worker) for all parts; worker: 0 to jobs - 1 or MOST_WORKERS - 1, whose parts run one after the
+   other. */
 static inline void run_parts(part_t run, void *job, ptrdiff_t parts, ptrdiff_t jobs) {
     parts_queue queue = {run, job, parts, 0};
     parts_worker workers[MOST_WORKERS];
