@@ -220,9 +220,6 @@ def _group_chi2(result: Fit, grouping: Grouping) -> tuple[Array, NDArray[np.int6
     return np.bincount(index, residuals(result, "whitened") ** 2).astype(float), np.bincount(index).astype(np.int64)
 
 
-# ---- autocorrelation ---------------------------------------------------------------------------------
-
-
 # ---- tests -------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import LMMError
 from ..support.arguments import checked
 from ..tables.columns import Table
+from ..tables.storage import ARROW_TEXT
 
 __all__ = ["AHEAD", "PIECES", "Scan", "ahead", "scan"]
 
@@ -366,7 +367,7 @@ def _parquet(path: str, columns: list[str] | None, memory: float | None) -> Iter
     schema = metadata.schema.to_arrow_schema()
     chosen = None if columns is None else [name for name in schema.names if name in columns]
     # rows of labels come as they are stored, by their places in a dictionary, instead of as text that is written out
-    text = [name for name in chosen or () if str(schema.field(name).type) in ("string", "large_string")]
+    text = [name for name in chosen or () if str(schema.field(name).type) in ARROW_TEXT]
     with parquet.ParquetFile(path, metadata=metadata, read_dictionary=text, pre_buffer=False) as file:
         yield from file.iter_batches(_piece_rows(memory, len(chosen or schema.names)), columns=chosen)
 

@@ -15,11 +15,15 @@ from ..support.checks import object_floats
 from .labels import arrow_text_codes, in_order, integer_codes, label_array, label_codes
 
 __all__ = [
-    "arrow_nulls", "as_numbers", "declared_levels", "encode_labels", "from_sequence", "has_categories", "is_arrow_text",
-    "is_encoded", "is_instance", "is_text", "library_of", "numbers_from_objects", "whole", "without_missing_entries",
+    "ARROW_TEXT", "arrow_nulls", "as_numbers", "declared_levels", "encode_labels", "from_sequence", "has_categories",
+    "is_arrow_text", "is_encoded", "is_instance", "is_text", "library_of", "numbers_from_objects", "whole",
+    "without_missing_entries",
 ]  # fmt: skip
 
 Array = NDArray[Any]
+
+ARROW_TEXT = ("string", "large_string")
+"""Types of Arrow's text that is laid out as bytes and offsets."""
 
 
 def is_instance(value: Any, library: str, *names: str) -> bool:
@@ -53,7 +57,7 @@ def is_text(raw: Any) -> bool:
     if library == "polars":
         return str(raw.dtype) in ("String", "Object")
     if library == "pyarrow":
-        return str(raw.type) in ("string", "large_string", "string_view")
+        return str(raw.type) in (*ARROW_TEXT, "string_view")
     return getattr(raw.dtype, "kind", "") in "OUST" and not has_categories(raw)
 
 
@@ -66,16 +70,14 @@ def has_categories(raw: Any) -> bool:
     if library != "pyarrow" or not is_encoded(raw):
         return False
     # an encoding of text that does not declare an order is text; of anything else it says that these are labels
-    return raw.type.ordered or str(raw.type.value_type) not in ("string", "large_string", "string_view")
+    return raw.type.ordered or str(raw.type.value_type) not in (*ARROW_TEXT, "string_view")
 
 
 def is_arrow_text(raw: Any) -> bool:
     """Whether a column of pyarrow holds text, as such or by a dictionary that declares no order."""
-    if library_of(raw) != "pyarrow":
+    if library_of(raw) != "pyarrow" or has_categories(raw):
         return False
-    if not is_encoded(raw):
-        return str(raw.type) in ("string", "large_string")
-    return not raw.type.ordered and str(raw.type.value_type) in ("string", "large_string")
+    return str(raw.type.value_type if is_encoded(raw) else raw.type) in ARROW_TEXT
 
 
 def is_encoded(raw: Any) -> bool:

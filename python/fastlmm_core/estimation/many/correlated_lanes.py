@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from ... import kernels
 from ...covariance.directions import free_directions
 from ...covariance.parameters import vech_positions
 from ...engines.crossed.problem import CrossedProblem
@@ -289,7 +290,7 @@ def _tables(
     lower = np.tril_indices(q)
     weights = (inverse[:, :, *lower] * np.where(lower[0] == lower[1], 1.0, 2.0)).reshape(count, -1)
     weighted = (inverse @ leaves.x).reshape(count, m * q, p)
-    H = _symmetric(leaves.within_xx, p) + leaves.x.reshape(-1, p).T @ weighted
+    H = kernels.unpack(leaves.within_xx, p) + leaves.x.reshape(-1, p).T @ weighted
     x_rows = np.zeros((count, p, n_core + m * q + p))
     x_rows[:, :, n_core : n_core + m * q] = weighted.transpose(0, 2, 1)
     x_rows[:, :, n_core + m * q :] = np.eye(p)
@@ -300,7 +301,7 @@ def _tables(
         c = leaves.core[leaves.at[own.start] :][: (own.stop - own.start) * q * J].reshape(-1, q, J)
         turned = (inverse[:, own] @ c).reshape(count, -1, J)
         across = c.reshape(-1, J).T
-        B = _symmetric(parts.within_cc[parts.square_at[part] :][: J * (J + 1) // 2], J) + across @ turned
+        B = kernels.unpack(parts.within_cc[parts.square_at[part] :], J) + across @ turned
         Bx = parts.within_cx[core] + across @ weighted[:, of_leaves]
         L2 = np.zeros((count, J, J))
         at_level = 0
@@ -329,14 +330,6 @@ def _tables(
             continue
         log_h[i] = _log_det(chol[i])
     return weights, np.concatenate(tables, axis=1), np.linalg.solve(chol, x_rows), log_v, log_h
-
-
-def _symmetric(triangle: Array, size: int) -> Array:
-    """The matrix of a lower triangle."""
-    out = np.empty((size, size))
-    out[np.tril_indices(size)] = triangle
-    out.T[np.tril_indices(size)] = triangle
-    return out
 
 
 def _log_det(lower: NDArray[Any]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ __all__ = ["SCHEMES", "Rearrangement", "Scheme", "block_codes", "check_scheme", 
 
 Scheme = Literal["freedman-lane", "sign-flip", "whole", "within"]
 
-SCHEMES = ("freedman-lane", "sign-flip", "whole", "within")
+SCHEMES: tuple[str, ...] = get_args(Scheme)
 
 
 class Rearrangement(NamedTuple):

@@ -146,27 +146,7 @@ class Profiler(CoefficientProfiler):
         return self.deviance.criterion.solution()[0]
 
     def reach(self, parameter: Parameter, outward: int, level: float, guide: Point | None = None) -> Point:
-        """Where the profile has risen by `level` on one side, or its end if it does not rise so far.
-
-        Parameters
-        ----------
-        parameter : Parameter
-        outward : {-1, 1}
-        level : float
-            Positive.
-        guide : Point, optional
-            A point of the same side to start from.
-
-        Returns
-        -------
-        Point
-            A rise below `level` means that the parameter has reached 0 (standard deviations) or +-1 (correlations).
-
-        Raises
-        ------
-        ProfileError
-            If no such point was found.
-        """
+        """Where the profile has risen by `level` on one side, or its end; see `CoefficientProfiler.reach`."""
         start = self.optimum if guide is None else guide.state
         if parameter.kind == "beta":
             return self._coefficient(parameter.columns[0], outward, level, guide)
