@@ -387,7 +387,8 @@ class Crossed(SimpleNamespace):
         model = SimpleNamespace(
             needs_independent_residuals=lambda what: None, residual=None, streamed=False,
             exog=X, exog_re=Z, endog=y, has_response=True,
-            weights=w, weighted=True, offset=None, nobs=n, factors=factors, grouping=groupings[0],
+            weights=w, root_weights=np.sqrt(w), weighted=True, offset=None, nobs=n,
+            factors=factors, grouping=groupings[0],
             structure=SimpleNamespace(blocks=blocks, q=3), term_names=("a", "b"), problem=problem, library="dict",
             labelled=lambda values: values,
             factor_of=lambda block: factors[blocks.index(block)],

@@ -129,7 +129,7 @@ def _crossed_part(result: Fit, weighted: Array) -> float:
         indices = (np.repeat(np.arange(model.nobs), q), places.ravel())
         parts.append(csc_array((turned.ravel(), indices), shape=(model.nobs, m * q)))
     Z = hstack(parts, format="csc")
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    root = model.root_weights
     scaled: Any = diags_array(root) @ Z
     cross = Z.T @ weighted
     solved: Any = spsolve(csc_array(eye_array(Z.shape[1]) + scaled.T @ scaled), cross)

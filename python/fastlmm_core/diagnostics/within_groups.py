@@ -33,7 +33,7 @@ def within_groups(fit: Fit) -> Array:
     model = fit.model
     factor = model.factors[0]
     index, m = factor.grouping.index, factor.grouping.m
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    root = model.root_weights
     columns = np.column_stack([model.exog_re[:, factor.columns], model.exog[:, model.problem.kept]])
     basis: list[Array] = []
 

@@ -404,6 +404,11 @@ class Model:
         return self.design.weights
 
     @property
+    def root_weights(self) -> Array:
+        """Square roots of the prior weights (n,); ones where there are none."""
+        return np.ones(self.nobs) if self.weights is None else np.sqrt(self.weights)
+
+    @property
     def offset(self) -> Array | None:
         """Known part of the mean (n,)."""
         return self.design.offset

@@ -274,7 +274,7 @@ def _ordered(result: Fit, what: str, at: int, inside: int, n_sim: int, seed: int
 def _refitted(result: Fit, what: str, at: int, inside: int, responses: Array) -> Array:
     """What is plotted, for each response fitted by the same model (n_responses, count)."""
     model = result.model
-    weight = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    weight = model.root_weights
     if len(model.factors) > 1:
         # responses of this fit have their optimum near its own: no search for others
         start = None if model.residual is not None or model.structure.restricted else result.theta

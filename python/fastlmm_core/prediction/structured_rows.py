@@ -125,7 +125,7 @@ def residuals_left(result: Fit, model: Model) -> tuple[Array, Callable[[Array], 
     names, part, old = _Names(result.model), model.residual, result.model.residual
     assert part is not None and old is not None
     subject = names.located(names.subject, _subject_labels(part))
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    root = model.root_weights
     rest = result.rest if result.model.weights is None else result.rest * np.sqrt(result.model.weights)
     order, starts = grouped(np.asarray(old.subject.codes), old.subject.n_slots)
     codes, begin = grouped(np.asarray(part.subject.codes), part.subject.n_slots)
@@ -188,7 +188,7 @@ def _of_fit(result: Fit) -> Observed:
     model = result.model
     part, problem = model.design.residual, residual_problem(model.problem)
     assert part is not None
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    root = model.root_weights
     levels = [f.grouping.index for f in (model.factors if model.structure.q else ())]
     x = problem.xy[:, :-1] / root[:, None]
     if model.has_response:

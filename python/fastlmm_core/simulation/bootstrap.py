@@ -62,7 +62,7 @@ def _residual(result: Fit) -> Draw:
     model = result.model
     Z = model.exog_re
     pools = [(b, f.grouping.index, Z[:, f.columns]) for b, f in zip(_effect_pools(result), model.factors, strict=True)]
-    w = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    w = model.root_weights
     e = result.rest * w
     e = e - e.mean()
     e *= result.sigma / np.sqrt(np.mean(e**2))

@@ -99,7 +99,7 @@ def residual(result: Fit) -> Draw:
     e = e - e.mean()
     e *= result.sigma / np.sqrt(np.mean(e**2))
     correlate = correlated(model.residual, result.phi)
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    root = model.root_weights
     mean = result.population_mean
 
     def draw(rng: np.random.Generator, count: int) -> Array:

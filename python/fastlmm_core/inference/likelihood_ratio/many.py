@@ -160,7 +160,7 @@ def _refitted(batch: BatchFit, model: Model) -> BatchFit:
 def _linear_criteria(batch: BatchFit) -> Array:
     """Criteria of the linear model without random effects: a multiple of log RSS but for a constant of the design."""
     model = batch.model.fittable()
-    root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+    root = model.root_weights
     Q = orthonormal(model.exog[:, model.problem.kept], model.weights)
     offset = 0.0 if model.offset is None else model.offset
 

@@ -215,7 +215,7 @@ def _bootstrap_linear(statistic: float, result: Fit, criterion: float, n_sim: in
     model = result.model
     model.needs_unknown_variance("null='bootstrap' against the model without random effects", "use null='mixture'")
     n, rank = model.nobs, model.problem.rank
-    root = np.ones(n) if model.weights is None else np.sqrt(model.weights)
+    root = model.root_weights
     Q = orthonormal(model.exog[:, model.problem.kept], model.weights)
     base = result.population_mean  # taken out first: a large mean costs digits
 

@@ -213,7 +213,7 @@ class _Null:
         self.lost = fits.status < 0
         fitted = np.nan_to_num(fits.params) @ X.T
         self.offset = np.zeros(model.nobs) if model.offset is None else model.offset
-        self.root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+        self.root = model.root_weights
         e = (Y - fitted - self.offset) * self.root
         e[self.lost] = 0.0
         # Lambda under the null hypothesis, in the coordinates of this design

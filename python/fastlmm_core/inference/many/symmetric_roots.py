@@ -65,7 +65,7 @@ class GroupRoots(SymmetricRoots):
     """
 
     def __init__(self, model: Model, factors: Array) -> None:
-        root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+        root = model.root_weights
         self.index, self.m = model.grouping.index, model.grouping.m
         self.order = np.argsort(self.index, kind="stable")
         self.start = np.append(0, np.cumsum(np.bincount(self.index, minlength=self.m)))[:-1]
@@ -102,7 +102,7 @@ class SharedRoots(SymmetricRoots):
     """
 
     def __init__(self, model: Model, factors: Array) -> None:
-        root = np.ones(model.nobs) if model.weights is None else np.sqrt(model.weights)
+        root = model.root_weights
         columns = []
         for f in model.factors:
             own = np.zeros((model.nobs, len(f.grouping.labels), f.stop - f.start))
